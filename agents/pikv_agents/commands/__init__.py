@@ -1,0 +1,1 @@
+"""One module per `pikv` subcommand; heavy imports happen inside `run` only."""

@@ -1,0 +1,1 @@
+"""Reports: `summary.json` to one self-contained `report.html`, to figures and to terminal tables."""

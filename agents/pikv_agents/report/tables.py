@@ -1,0 +1,112 @@
+"""Terminal tables (rich) of coverage, headroom, evaluation and live runs, each from its section."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from pikv_agents.report.schema import CoverageRow, Evaluation, HeadroomRow, Live
+from pikv_agents.report.verdict import LEAST_HEADROOM, counted_families, role
+
+_STYLES = {"learned": "bold cyan", "heuristic": "", "reference": "dim"}
+
+
+def plain_table(title: str, left: Sequence[str], right: Sequence[str], caption: str | None = None) -> Table:
+    """A table with text columns `left` and right-aligned number columns `right`."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.caption, table.caption_justify = caption, "left"
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Fixed digits, or a dash where there is no value."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A whole percentage, or a dash where there is no value."""
+    return "–" if value is None else f"{value:.0%}"
+
+
+def span(value: Sequence[float] | None) -> str:
+    """An interval as `low … high`, or a dash."""
+    return f"{value[0]:.3f} … {value[1]:.3f}" if value else "–"
+
+
+def coverage(rows: Sequence[CoverageRow]) -> Table:
+    """Share of far attention mass by layer, budget and router."""
+    routers = ("gate", "centroid", "random", "best")
+    title = "Coverage: share of far attention mass on the pages read"
+    table = plain_table(title, (), ("layer", "budget", *routers))
+    for row in rows:
+        cells = (percent(row[router]) for router in routers)
+        table.add_row(str(row["layer"]), percent(row["budget"]), *cells)
+    return table
+
+
+def headroom(rows: Sequence[HeadroomRow]) -> Table:
+    """J by family and reference policy, and what could still be gained."""
+    policies = list(dict.fromkeys(policy for row in rows for policy in row["policies"]))
+    caption = f"families under {LEAST_HEADROOM:.0%} headroom are dim and do not count"
+    right = ("pressure", *policies, "headroom")
+    table = plain_table("Headroom: J by family", ("family", "split"), right, caption)
+    for row in rows:
+        values = [number(row["policies"].get(policy, {}).get("J"), 2) for policy in policies]
+        style = "" if row["headroom"] >= LEAST_HEADROOM else "dim"
+        left = (row["family"], row["split"], number(row["pressure"], 2))
+        table.add_row(*left, *values, percent(row["headroom"]), style=style)
+    return table
+
+
+def evaluation(section: Evaluation) -> Table:
+    """IQM of J by policy, best first, with the share of the gap to the oracle that it closes."""
+    counted = ", ".join(counted_families(section))
+    right = ("J", "95% interval", "gap closed (global)", "gap closed (tuned)")
+    caption = f"counted families: {counted}; gap: from static_global or static_tuned to the oracle bound"
+    table = plain_table("Evaluation: less J is better", ("policy", "role"), right, caption)
+    for policy, row in sorted(section["iqm"].items(), key=lambda item: item[1]["J"]):
+        kind = role(section, policy)
+        gaps = [percent(row.get(f"gap_closed_static_{which}")) for which in ("global", "tuned")]
+        table.add_row(policy, kind, number(row["J"]), span(row.get("ci95")), *gaps, style=_STYLES[kind])
+    return table
+
+
+def families(section: Evaluation) -> Table:
+    """Every policy on every family, with the parts of J."""
+    right = ("J", "95% interval", "latency", "memory", "fidelity", "worst request")
+    table = plain_table("Evaluation by family", ("family", "split", "policy"), right)
+    for family, block in section["families"].items():
+        ordered = sorted(block["policies"].items(), key=lambda item: item[1]["J"])
+        for place, (policy, row) in enumerate(ordered):
+            table.add_row(
+                family if place == 0 else "", block["split"] if place == 0 else "", policy,
+                number(row["J"]), span(row.get("ci95")), number(row["latency"]), number(row["memory"]),
+                number(row["fidelity"], 4), number(row.get("worst_request"), 2),
+                style=_STYLES[role(section, policy)], end_section=place == len(ordered) - 1,
+            )  # fmt: skip
+    return table
+
+
+def live(section: Live) -> Table:
+    """Trace prediction and live run of each policy."""
+    right = ("J", "latency", "memory", "fidelity", "tokens/s", "decision µs", "same control on all ranks")
+    title = f"Live: {section['family']}, {section['ranks']} rank(s)"
+    table = plain_table(title, ("policy", "where"), right)
+    for row in section["rows"]:
+        table.add_row(
+            row["policy"], row["where"], number(row["J"]), number(row["latency"]), number(row["memory"]),
+            number(row["fidelity"], 4), number(row.get("tokens_per_second"), 0),
+            number(row.get("decision_us"), 1), _yes(row.get("controls_identical_on_ranks")),
+        )  # fmt: skip
+    return table
+
+
+def _yes(value: Any) -> str:
+    return "–" if value is None else "yes" if value else "NO"

@@ -1,0 +1,224 @@
+"""Attention over stored pages and over dense chunks, each with the log-sum-exp that merging needs."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from pikv_kernels.codecs import decode
+from pikv_kernels.payload import CODECS, PagePayload
+from pikv_kernels.pool import PagePool
+
+_CPU_SCORES_PER_BLOCK, _GPU_SCORES_PER_BLOCK = 1 << 20, 1 << 26
+"""`partial_attention` holds this many fp32 scores at a time: 4 MiB on a CPU (its cache), 256 MiB on a GPU."""
+
+
+@overload
+def paged_decode_attention(
+    q: Tensor,
+    pool: PagePool,
+    page_table: Tensor,
+    tokens_in_page: Tensor,
+    scale: float,
+    *,
+    mass: Literal[False] = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def paged_decode_attention(
+    q: Tensor,
+    pool: PagePool,
+    page_table: Tensor,
+    tokens_in_page: Tensor,
+    scale: float,
+    *,
+    mass: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def paged_decode_attention(
+    q: Tensor, pool: PagePool, page_table: Tensor, tokens_in_page: Tensor, scale: float, *, mass: bool = False
+) -> tuple[Tensor, ...]:
+    """Attend with one query token per row to the pages that its page table lists.
+
+    Runs the Triton kernel on CUDA tensors and torch on others. ``PIKV_TRITON=off`` always takes torch;
+    ``PIKV_TRITON=interpret`` takes the kernel on CPU tensors too and needs ``TRITON_INTERPRET=1`` from the
+    start of the process (tests).
+
+    Args:
+        q: ``(rows, query_heads, head_dim)`` float. Query heads are grouped: head h reads KV head
+            ``h // (query_heads // kv_heads)``.
+        pool: Where the pages are.
+        page_table: ``(rows, max_pages)`` int32 slot ids; -1 lists no page. Order does not matter.
+        tokens_in_page: ``(rows, max_pages)`` int32: how many of a page's first token slots are valid; what
+            the others hold never reaches a result.
+        scale: Factor of the scores, usually ``head_dim ** -0.5``.
+        mass: Also return how much attention each listed page got.
+
+    Returns:
+        ``out (rows, query_heads, head_dim)`` and ``lse (rows, query_heads)``, fp32, natural log; 0 and -inf
+        for rows that read nothing. With ``mass``, also ``(rows, max_pages)`` fp32: each page's share of this
+        call's softmax, averaged over query heads; a row sums to 1, or to 0 if it read nothing.
+
+    Raises:
+        ValueError: Shapes that do not fit together, or an unknown ``PIKV_TRITON``.
+    """
+    _check_decode(q, pool, page_table, tokens_in_page)
+    if _use_triton(q):
+        from pikv_kernels.triton_attention import triton_paged_decode  # triton may be missing elsewhere
+
+        out, lse, page_mass = triton_paged_decode(q, pool, page_table, tokens_in_page, scale, mass=mass)
+    else:
+        out, lse, page_mass = torch_paged_decode(q, pool, page_table, tokens_in_page, scale, mass=mass)
+    return (out, lse, page_mass) if page_mass is not None else (out, lse)
+
+
+def torch_paged_decode(
+    q: Tensor, pool: PagePool, page_table: Tensor, tokens_in_page: Tensor, scale: float, *, mass: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The torch reference of `paged_decode_attention`, on any device; mass is None unless asked for."""
+    rows, max_pages = page_table.shape
+    heads, page_tokens, head_dim = pool.shape
+    slot = torch.arange(page_tokens, device=q.device)
+    unread = slot >= tokens_in_page.masked_fill(page_table < 0, 0).unsqueeze(2)
+    unread = unread.view(rows, max_pages * page_tokens)
+    k, v = (x.view(rows, heads, unread.shape[1], head_dim) for x in _gather_pages(pool, page_table))
+    row, key = unread.nonzero(as_tuple=True)
+    v[row, :, key] = 0.0  # a probability of 0 would not silence a NaN here
+    grouped_q = q.float().reshape(rows, heads, q.shape[1] // heads, head_dim) * scale
+    scores = grouped_q @ k.transpose(2, 3)
+    probs, lse = _softmax(scores.masked_fill_(unread[:, None, None], -torch.inf))
+    page_mass = probs.view(rows, q.shape[1], max_pages, page_tokens).sum(3).mean(1) if mass else None
+    return (probs @ v).view(q.shape), lse.view(q.shape[:2]), page_mass
+
+
+def partial_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask_or_causal_offset: Tensor | int | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attend from a chunk of queries to dense keys, in fp32.
+
+    Args:
+        q: ``(queries, query_heads, head_dim)`` float, grouped as in `paged_decode_attention`.
+        k: ``(keys, kv_heads, head_dim)`` float.
+        v: Same shape as ``k``.
+        mask_or_causal_offset: An int c: query i sees keys j <= i + c; c = keys - queries where the last query
+            is also the last key. A bool ``(queries, keys)``: True where a query sees a key. None: all.
+        scale: Factor of the scores.
+
+    Returns:
+        ``out (queries, query_heads, head_dim)`` and ``lse (queries, query_heads)``, fp32, natural log; 0 and
+        -inf for queries that see no key.
+
+    Raises:
+        ValueError: Shapes that do not fit together.
+    """
+    _check_partial(q, k, v, mask_or_causal_offset)
+    queries, query_heads, head_dim = q.shape
+    keys, heads, _ = k.shape
+    grouped_q = q.reshape(queries, heads, query_heads // heads, head_dim).transpose(0, 1)
+    k_heads, v_heads = k.float().permute(1, 2, 0), v.float().transpose(0, 1)
+    out = torch.empty(grouped_q.shape, device=q.device)
+    lse = torch.empty(grouped_q.shape[:3], device=q.device)
+    scores_per_block = _GPU_SCORES_PER_BLOCK if q.is_cuda else _CPU_SCORES_PER_BLOCK
+    block = max(1, scores_per_block // max(1, query_heads * keys))
+    for start in range(0, queries, block):
+        part = slice(start, min(start + block, queries))
+        block_q = grouped_q[:, part].float() * scale
+        scores = (block_q.flatten(1, 2) @ k_heads).view(*block_q.shape[:3], keys)
+        hidden = _hidden_keys(mask_or_causal_offset, part, keys, q.device)
+        if hidden is not None:
+            scores.masked_fill_(hidden.unsqueeze(1), -torch.inf)
+        probs, lse[:, part] = _softmax(scores)
+        out[:, part] = (probs.flatten(1, 2) @ v_heads).view(block_q.shape)
+    return out.transpose(0, 1).reshape(q.shape), lse.transpose(0, 1).reshape(q.shape[:2])
+
+
+def _gather_pages(pool: PagePool, page_table: Tensor) -> tuple[Tensor, Tensor]:
+    """Fp32 K and V, each ``(rows * heads * max_pages, page_tokens, head_dim)``; arbitrary for unlisted pages.
+
+    Heads are gathered apart, so that the keys of a (row, head) come to lie side by side without another copy.
+    """
+    heads, page_tokens, head_dim = pool.shape
+    if len(pool.slot_row) == 0:
+        nothing = torch.zeros(page_table.numel() * heads, page_tokens, head_dim, device=page_table.device)
+        return nothing, nothing
+    slots = page_table.clamp(min=0)
+    head = torch.arange(heads, device=page_table.device).unsqueeze(1)
+    sources = (pool.slot_row[slots].unsqueeze(1) * heads + head).flatten()
+    if len(pool.payloads) == 1:
+        return _decode_heads(next(iter(pool.payloads.values())), sources)
+    codecs = pool.slot_codec[slots].masked_fill(page_table < 0, -1)
+    codecs = codecs.unsqueeze(1).expand(-1, heads, -1).flatten()
+    k = torch.empty(len(sources), page_tokens, head_dim, device=page_table.device)
+    v = torch.empty_like(k)
+    for codec, payload in pool.payloads.items():
+        chosen = (codecs == CODECS.index(codec)).nonzero().squeeze(1)
+        if chosen.numel():
+            some_k, some_v = _decode_heads(payload, sources[chosen])
+            k.index_copy_(0, chosen, some_k)
+            v.index_copy_(0, chosen, some_v)
+    return k, v
+
+
+def _decode_heads(payload: PagePayload, sources: Tensor) -> tuple[Tensor, Tensor]:
+    """Decode copies of single heads; ``sources`` counts heads over all pages of the payload."""
+    one_head_pages = payload.apply(lambda tensor: tensor.flatten(0, 1).index_select(0, sources).unsqueeze(1))
+    k, v = decode(one_head_pages, torch.float32)
+    return k.squeeze(1), v.squeeze(1)
+
+
+def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (overwriting ``scores``) and lse of the last axis; 0 and -inf where all are -inf."""
+    if scores.shape[-1] == 0:
+        return scores, scores.new_full(scores.shape[:-1], -torch.inf)
+    top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+    probs = scores.sub_(top).exp_()
+    total = probs.sum(-1, keepdim=True)
+    lse = (total.log() + top).squeeze(-1)
+    return probs.div_(total.clamp_(min=1.0)), lse  # a sum that is not 0 holds exp(0)
+
+
+def _hidden_keys(
+    mask_or_causal_offset: Tensor | int | None, part: slice, keys: int, device: torch.device
+) -> Tensor | None:
+    if mask_or_causal_offset is None:
+        return None
+    if isinstance(mask_or_causal_offset, Tensor):
+        return ~mask_or_causal_offset[part]
+    last_seen = torch.arange(part.start, part.stop, device=device) + mask_or_causal_offset
+    return torch.arange(keys, device=device) > last_seen.unsqueeze(1)
+
+
+def _use_triton(q: Tensor) -> bool:
+    choice = os.environ.get("PIKV_TRITON", "auto")
+    if choice not in ("auto", "off", "interpret"):
+        raise ValueError(f"PIKV_TRITON must be auto, off or interpret, got {choice!r}")
+    return choice == "interpret" or (choice == "auto" and q.is_cuda)
+
+
+def _check_decode(q: Tensor, pool: PagePool, page_table: Tensor, tokens_in_page: Tensor) -> None:
+    heads, _, head_dim = pool.shape
+    if q.ndim != 3 or q.shape[2] != head_dim or q.shape[1] % heads:
+        raise ValueError(f"q {tuple(q.shape)} must be (rows, multiple of {heads} heads, {head_dim})")
+    if page_table.ndim != 2 or page_table.shape[0] != q.shape[0] or page_table.shape != tokens_in_page.shape:
+        raise ValueError(
+            f"page_table {tuple(page_table.shape)} and tokens_in_page {tuple(tokens_in_page.shape)} "
+            f"must both be ({q.shape[0]}, max_pages)"
+        )
+
+
+def _check_partial(q: Tensor, k: Tensor, v: Tensor, mask_or_causal_offset: Tensor | int | None) -> None:
+    ranks_fit = q.ndim == k.ndim == 3 and k.shape == v.shape
+    if not ranks_fit or q.shape[2] != k.shape[2] or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} must be "
+            "(queries, query_heads, head_dim) and twice (keys, kv_heads, head_dim), "
+            "query_heads a multiple of kv_heads"
+        )
+    mask, shape = mask_or_causal_offset, (q.shape[0], k.shape[0])
+    if isinstance(mask, Tensor) and (mask.dtype != torch.bool or mask.shape != shape):
+        raise ValueError(f"mask must be bool {shape}, got {mask.dtype} {tuple(mask.shape)}")

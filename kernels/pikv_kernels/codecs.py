@@ -1,0 +1,166 @@
+"""Encode and decode pages, and measure what that costs in accuracy.
+
+All functions work on a batch of pages: ``k`` and ``v`` are float tensors
+``(pages, heads, page_tokens, head_dim)``.
+
+Integer codecs store unsigned codes. K is asymmetric, ``zero + scale * code`` per head and channel: its
+channels are biased. V is symmetric, ``scale * (code - levels / 2)`` per head, token and channel group: its
+groups are not, and a zero there costs more bytes than the error it saves (at 4 bits: 0.5 bit per value for a
+fifth less error).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pikv_kernels.payload import (
+    CODE_BITS,
+    CODECS,
+    PagePayload,
+    check_codec,
+    page_bytes,
+    payload_fields,
+    v_group_channels,
+)
+
+__all__ = ["CODECS", "PagePayload", "codec_error", "decode", "encode", "page_bytes", "reencode"]
+
+_FP16_MAX = 65504.0
+# Half a unit in the last place of fp16: relative for normal numbers, absolute for subnormal ones.
+_FP16_HALF_ULP, _FP16_TINY_HALF_ULP = 2.0**-11, 2.0**-25
+
+
+def encode(codec: str, k: Tensor, v: Tensor) -> PagePayload:
+    """Store pages in ``codec``.
+
+    Args:
+        codec: One of `CODECS`.
+        k: ``(pages, heads, page_tokens, head_dim)`` float, finite. Integer codecs saturate beyond +-65504.
+        v: Same shape and dtype.
+
+    Returns:
+        A payload that shares no memory with the input unless the codec is the input's own dtype.
+
+    Raises:
+        ValueError: Unknown codec, mismatched or non-4D tensors, or ``int4`` with an odd head_dim.
+    """
+    check_codec(codec)
+    if k.ndim != 4 or k.shape != v.shape or k.dtype != v.dtype:
+        raise ValueError(
+            "k and v must share one shape (pages, heads, page_tokens, head_dim) and dtype, "
+            f"got {tuple(k.shape)} {k.dtype} and {tuple(v.shape)} {v.dtype}"
+        )
+    if codec not in CODE_BITS:
+        dtype = k.dtype if codec == "native" else torch.bfloat16
+        return PagePayload(codec, k.to(dtype), v.to(dtype))
+    _, heads, page_tokens, head_dim = k.shape
+    payload_fields(codec, heads, page_tokens, head_dim, k.dtype)
+    k_codes, k_scale, k_zero = _quantise_channels(k.float(), CODE_BITS[codec])
+    v_codes, v_scale = _quantise_tokens(v.float(), CODE_BITS[codec], v_group_channels(codec, head_dim))
+    if codec == "int4":
+        k_codes, v_codes = _pack_nibbles(k_codes), _pack_nibbles(v_codes)
+    return PagePayload(codec, k_codes, v_codes, k_scale, k_zero, v_scale)
+
+
+def decode(payload: PagePayload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Read pages back.
+
+    Args:
+        payload: Pages in any codec.
+        dtype: Float dtype of the result; integer codecs are expanded in fp32 first.
+
+    Returns:
+        ``(k, v)``, each ``(pages, heads, page_tokens, head_dim)``.
+    """
+    if payload.codec not in CODE_BITS:
+        return payload.k.to(dtype), payload.v.to(dtype)
+    assert payload.k_scale is not None and payload.k_zero is not None and payload.v_scale is not None
+    k_codes, v_codes = payload.k, payload.v
+    if payload.codec == "int4":
+        k_codes, v_codes = _unpack_nibbles(k_codes), _unpack_nibbles(v_codes)
+    k_scale, k_zero = payload.k_scale.float().unsqueeze(2), payload.k_zero.float().unsqueeze(2)
+    k = k_codes.float()
+    torch.addcmul(k_zero, k, k_scale, out=k)  # in place: a fresh buffer costs more than the arithmetic
+    v_scale = payload.v_scale.float().unsqueeze(4)
+    middle = (2 ** CODE_BITS[payload.codec] - 1) / 2
+    v = v_codes.float().sub_(middle).unflatten(3, (v_scale.shape[3], -1)).mul_(v_scale).flatten(3)
+    return k.to(dtype), v.to(dtype)
+
+
+def reencode(payload: PagePayload, codec: str) -> PagePayload:
+    """Move pages down the ladder, through their decoded values (errors add up as they do in use).
+
+    Raises:
+        ValueError: Unknown codec, or one above the pages' own: what is lost cannot come back.
+    """
+    check_codec(codec)
+    if CODECS.index(codec) < CODECS.index(payload.codec):
+        raise ValueError(f"pages only move down the ladder {CODECS}: {payload.codec} cannot become {codec}")
+    return payload if codec == payload.codec else encode(codec, *decode(payload, torch.float32))
+
+
+def codec_error(k: Tensor, v: Tensor, codec: str) -> Tensor:
+    """Relative error of storing pages in ``codec``: the mean over K and V of ``||X - X^||_F / ||X||_F``.
+
+    Args:
+        k: ``(pages, heads, page_tokens, head_dim)`` float.
+        v: Same shape.
+        codec: One of `CODECS`.
+
+    Returns:
+        ``(pages,)`` fp32; 0 for ``native`` and for pages of zeros.
+
+    Raises:
+        ValueError: As `encode`.
+    """
+    k_back, v_back = decode(encode(codec, k, v), torch.float32)
+    return 0.5 * (_relative_error(k.float(), k_back) + _relative_error(v.float(), v_back))
+
+
+def _relative_error(x: Tensor, x_back: Tensor) -> Tensor:
+    norm = x.flatten(1).norm(dim=1)
+    return (x - x_back).flatten(1).norm(dim=1) / norm.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _quantise_channels(k: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scale and zero of fp32 K, asymmetric over the tokens of a page.
+
+    The zero is rounded down and the scale up, so nothing is clipped and the error is at most half a scale.
+    """
+    low, high = k.amin(2, keepdim=True), k.amax(2, keepdim=True)
+    zero = (low - low.abs() * _FP16_HALF_ULP - _FP16_TINY_HALF_ULP).clamp(-_FP16_MAX, _FP16_MAX).half()
+    levels = 2**bits - 1
+    scale = _fp16_not_below((high - zero.float()) / levels)
+    codes = _codes((k - zero.float()) / _divisor(scale), levels)
+    return codes, scale.squeeze(2), zero.squeeze(2)
+
+
+def _quantise_tokens(v: Tensor, bits: int, group_channels: int) -> tuple[Tensor, Tensor]:
+    """Codes and scale of fp32 V, symmetric over groups of channels; all 2**bits codes are used."""
+    grouped = v.unflatten(3, (-1, group_channels))
+    levels = 2**bits - 1
+    scale = _fp16_not_below(grouped.abs().amax(4, keepdim=True) * (2 / levels))
+    codes = _codes(grouped / _divisor(scale) + levels / 2, levels)
+    return codes.flatten(3), scale.squeeze(4)
+
+
+def _codes(x: Tensor, levels: int) -> Tensor:
+    return x.round_().clamp_(0, levels).to(torch.uint8)
+
+
+def _fp16_not_below(step: Tensor) -> Tensor:
+    return (step * (1 + _FP16_HALF_ULP) + _FP16_TINY_HALF_ULP).clamp(0.0, _FP16_MAX).half()
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, scale, 1).float()
+
+
+def _pack_nibbles(codes: Tensor) -> Tensor:
+    low, high = codes.chunk(2, dim=-1)
+    return low | (high << 4)
+
+
+def _unpack_nibbles(packed: Tensor) -> Tensor:
+    return torch.cat((packed & 15, packed >> 4), dim=-1)

@@ -1,0 +1,231 @@
+"""What a stored page is made of: the codec ladder, exact byte counts and a batch of stored pages.
+
+A page is K and V of ``page_tokens`` consecutive token slots of one request in one layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CODECS: tuple[str, ...] = ("native", "bf16", "int8", "int4")
+"""Codec names in ladder order: a sealed page only ever moves to the right."""
+
+INT4_GROUP_CHANNELS = 32
+"""Channels that share one V scale in ``int4``; fewer, their common divisor, where head_dim is no multiple."""
+
+CODE_BITS: dict[str, int] = {"int8": 8, "int4": 4}
+"""Bits of one stored value, for the codecs that store codes."""
+
+
+class FieldSpec(NamedTuple):
+    """One tensor of a payload: its attribute name, dtype and shape without the page axis."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this field in one page."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def check_codec(codec: str) -> None:
+    """Raise ``ValueError`` naming the closest valid codec if ``codec`` is unknown."""
+    if codec not in CODECS:
+        close = difflib.get_close_matches(str(codec).lower(), CODECS, n=1, cutoff=0.0)[0]
+        valid = ", ".join(CODECS)
+        raise ValueError(f"unknown codec {codec!r}; did you mean {close!r}? valid codecs: {valid}")
+
+
+def payload_fields(
+    codec: str, heads: int, page_tokens: int, head_dim: int, native_dtype: torch.dtype
+) -> tuple[FieldSpec, ...]:
+    """Describe the tensors of one page in the order in which `PagePayload.to_bytes` writes them.
+
+    Args:
+        codec: One of `CODECS`.
+        heads: KV heads.
+        page_tokens: Token slots of a page.
+        head_dim: Channels of a head.
+        native_dtype: The model's dtype; only ``native`` depends on it.
+
+    Raises:
+        ValueError: Unknown codec, or ``int4`` with an odd head_dim.
+    """
+    check_codec(codec)
+    if codec not in CODE_BITS:
+        dtype = native_dtype if codec == "native" else torch.bfloat16
+        shape = (heads, page_tokens, head_dim)
+        return FieldSpec("k", dtype, shape), FieldSpec("v", dtype, shape)
+    if codec == "int4" and head_dim % 2:
+        raise ValueError(f"int4 packs two channels in a byte: head_dim must be even, got {head_dim}")
+    codes = (heads, page_tokens, head_dim * CODE_BITS[codec] // 8)
+    k_side = (heads, head_dim)
+    v_side = (heads, page_tokens, head_dim // v_group_channels(codec, head_dim))
+    return (
+        FieldSpec("k", torch.uint8, codes),
+        FieldSpec("v", torch.uint8, codes),
+        FieldSpec("k_scale", torch.float16, k_side),
+        FieldSpec("k_zero", torch.float16, k_side),
+        FieldSpec("v_scale", torch.float16, v_side),
+    )
+
+
+def v_group_channels(codec: str, head_dim: int) -> int:
+    """Channels that share one V scale: the whole head for ``int8``, up to 32 for ``int4``."""
+    return math.gcd(head_dim, INT4_GROUP_CHANNELS) if codec == "int4" else head_dim
+
+
+def page_bytes(codec: str, heads: int, page_tokens: int, head_dim: int, native_dtype: torch.dtype) -> int:
+    """Bytes of one stored page, equal to ``encode(...).nbytes`` of a single page.
+
+    Raises:
+        ValueError: Unknown codec, or ``int4`` with an odd head_dim.
+    """
+    return sum(field.nbytes for field in payload_fields(codec, heads, page_tokens, head_dim, native_dtype))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PagePayload:
+    """A batch of pages in one codec; every tensor has a leading page axis.
+
+    The integer codecs store codes in ``k`` and ``v``. In ``int4`` a byte holds two channels: the low nibble
+    one of the first half of head_dim, the high nibble its counterpart in the second half, so that unpacking
+    needs no interleave.
+    """
+
+    codec: str
+    """One of `CODECS`."""
+    k: Tensor
+    """``(pages, heads, page_tokens, head_dim)``; half as wide, uint8, for ``int4``."""
+    v: Tensor
+    """Same shape and dtype as ``k``."""
+    k_scale: Tensor | None = None
+    """``(pages, heads, head_dim)`` fp16; None for float codecs, like the two below."""
+    k_zero: Tensor | None = None
+    """``(pages, heads, head_dim)`` fp16."""
+    v_scale: Tensor | None = None
+    """``(pages, heads, page_tokens, groups)`` fp16."""
+
+    @staticmethod
+    def zeros(
+        codec: str,
+        pages: int,
+        heads: int,
+        page_tokens: int,
+        head_dim: int,
+        native_dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> PagePayload:
+        """Allocate a pool of ``pages`` pages; fill it with `put`.
+
+        Raises:
+            ValueError: Unknown codec, or ``int4`` with an odd head_dim.
+        """
+        fields = payload_fields(codec, heads, page_tokens, head_dim, native_dtype)
+        tensors = {f.name: torch.zeros((pages, *f.shape), dtype=f.dtype, device=device) for f in fields}
+        return PagePayload(codec, **tensors)
+
+    @property
+    def pages(self) -> int:
+        """Number of pages in the batch."""
+        return self.k.shape[0]
+
+    @property
+    def heads(self) -> int:
+        """KV heads."""
+        return self.k.shape[1]
+
+    @property
+    def page_tokens(self) -> int:
+        """Token slots of a page."""
+        return self.k.shape[2]
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.k.shape[3] * 8 // CODE_BITS[self.codec] if self.codec in CODE_BITS else self.k.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the batch."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by field name, in storage order."""
+        names = ("k", "v", "k_scale", "k_zero", "v_scale")
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> PagePayload:
+        """Return a payload of the same codec with ``function`` applied to every tensor."""
+        return PagePayload(self.codec, **{name: function(t) for name, t in self.tensors().items()})
+
+    def select(self, indices: Tensor) -> PagePayload:
+        """Copy the pages at ``indices`` ``(n,)`` int64 or int32."""
+        return self.apply(lambda tensor: tensor.index_select(0, indices))
+
+    def put(self, indices: Tensor, pages: PagePayload) -> None:
+        """Overwrite, in place, the pages at ``indices`` ``(n,)`` with the n pages given.
+
+        Raises:
+            ValueError: The codecs or the shapes of a page differ.
+        """
+        given = (pages.codec, tuple(pages.k.shape[1:]), pages.k.dtype)
+        allowed = (self.codec, tuple(self.k.shape[1:]), self.k.dtype)
+        if given != allowed:
+            raise ValueError(f"cannot put pages of {given} into a pool of {allowed}")
+        source = pages.tensors()
+        for name, tensor in self.tensors().items():
+            tensor.index_copy_(0, indices.long(), source[name])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PagePayload:
+        """Copy to ``device`` (no copy if already there)."""
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def to_bytes(self) -> Tensor:
+        """Serialise to ``(pages, page_bytes)`` uint8, field after field within a page."""
+        return torch.cat([_bytes_of(tensor) for tensor in self.tensors().values()], dim=1)
+
+    @staticmethod
+    def from_bytes(
+        flat: Tensor, codec: str, heads: int, page_tokens: int, head_dim: int, native_dtype: torch.dtype
+    ) -> PagePayload:
+        """Rebuild what `to_bytes` wrote.
+
+        Args:
+            flat: ``(pages, width)`` uint8, width >= page_bytes; the rest of a row is ignored, so the rows may
+                be slots of a byte pool that also holds pages of larger codecs.
+            codec: One of `CODECS`.
+            heads: KV heads.
+            page_tokens: Token slots of a page.
+            head_dim: Channels of a head.
+            native_dtype: The model's dtype.
+
+        Raises:
+            ValueError: Unknown codec, or rows that are not uint8 or too short.
+        """
+        fields = payload_fields(codec, heads, page_tokens, head_dim, native_dtype)
+        need = sum(field.nbytes for field in fields)
+        if flat.dtype != torch.uint8 or flat.ndim != 2 or flat.shape[1] < need:
+            given = f"{flat.dtype} {tuple(flat.shape)}"
+            raise ValueError(f"{codec} pages need uint8 rows of at least {need} bytes, got {given}")
+        pieces = flat[:, :need].split([field.nbytes for field in fields], dim=1)
+        tensors = {f.name: _from_bytes(piece, f) for f, piece in zip(fields, pieces, strict=True)}
+        return PagePayload(codec, **tensors)
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten(1).view(torch.uint8)
+
+
+def _from_bytes(piece: Tensor, field: FieldSpec) -> Tensor:
+    # clone: a slice of a wider row starts at an offset that the wider dtype may not accept as aligned
+    return piece.clone(memory_format=torch.contiguous_format).view(field.dtype).unflatten(1, field.shape)

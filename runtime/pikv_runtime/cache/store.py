@@ -1,0 +1,190 @@
+"""The tensors of one rank's pages, in agreement with the ledger.
+
+A *block slot* names one position range over all layers; page (layer, block) is one row of the payload of its
+codec. All layers share the payloads, so that a page freed in one layer makes room in another.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pikv_kernels import CODECS, PagePayload, PagePool, codec_error, decode, page_bytes, reencode
+from pikv_runtime.cache.rows import PayloadRows
+
+I8 = NDArray[np.int64]
+I4 = NDArray[np.int32]
+NATIVE, ABSENT = 0, -1
+
+
+class PagedStore:
+    """K and V of the pages that one rank holds, by (layer, block slot).
+
+    Methods that take `layers` and `blocks` take integers or integer arrays that broadcast to (n,) pages.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        page_tokens: int,
+        dtype: torch.dtype,
+        blocks: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.layers, self.blocks = layers, blocks
+        self.page_shape = (kv_heads, page_tokens, head_dim)
+        self.dtype, self.device = dtype, torch.device(device)
+        self._rows = [PayloadRows(codec, self.page_shape, dtype, self.device) for codec in CODECS]
+        self._codec = np.full(layers * blocks, ABSENT, np.int32)  # by page id = layer * blocks + block
+        self._row = np.zeros(layers * blocks, np.int32)
+        self._pool: PagePool | None = None
+
+    # --- what is here
+
+    def page_ids(self, layers: ArrayLike, blocks: ArrayLike) -> I8:
+        """Ids of pages in the pool's page tables, (n,)."""
+        ids = np.asarray(layers, np.int64) * self.blocks + np.asarray(blocks, np.int64)
+        return np.atleast_1d(ids)
+
+    def codec(self, layer: int, block: int) -> int:
+        """Ladder index of a page's codec, -1 where it is not here."""
+        return int(self._codec[layer * self.blocks + block])
+
+    def nbytes(self) -> dict[str, int]:
+        """True bytes of resident pages by codec."""
+        return {rows.codec: rows.nbytes for rows in self._rows}
+
+    def pool(self) -> PagePool | None:
+        """What paged attention reads, addressed by `page_ids`; None while no page is here."""
+        if self._pool is None:
+            payloads = {rows.codec: rows.payload for rows in self._rows if rows.used}
+            if payloads:
+                to_device = partial(torch.tensor, device=self.device)
+                self._pool = PagePool(payloads, to_device(self._codec), to_device(self._row))
+        return self._pool
+
+    # --- change
+
+    def open(self, layers: ArrayLike, blocks: ArrayLike) -> None:
+        """Make room for pages about to be written, in native form.
+
+        Raises:
+            ValueError: A page is already here: its block slot was reused without being freed.
+        """
+        ids = self.page_ids(layers, blocks)
+        if (self._codec[ids] != ABSENT).any():
+            raise ValueError(f"pages {ids[self._codec[ids] != ABSENT].tolist()} are already stored")
+        self._place(ids, NATIVE)
+
+    def write(self, layer: int, blocks: I4, offsets: I4, k: Tensor, v: Tensor) -> None:
+        """Store new tokens; pages not here yet are opened.
+
+        Args:
+            layer: Layer index.
+            blocks: (T,) block slot of each token; each page absent or native.
+            offsets: (T,) token slot within the page.
+            k: (T, H_kv, D) float.
+            v: (T, H_kv, D) float.
+        """
+        ids = self.page_ids(layer, blocks)
+        codecs = self._codec[ids]
+        if codecs.any():
+            if (codecs > NATIVE).any():
+                raise ValueError(f"layer {layer}: tokens written into a sealed page")
+            self._place(np.unique(ids[codecs == ABSENT]), NATIVE)
+        payload = self._rows[NATIVE].payload
+        where = self._index(self._row[ids]), slice(None), self._index(offsets)
+        payload.k[where] = k.to(self.dtype)
+        payload.v[where] = v.to(self.dtype)
+
+    def encode(self, layers: ArrayLike, blocks: ArrayLike, codec: int) -> None:
+        """Move pages down the ladder, to `CODECS[codec]`; all must be here."""
+        ids = self._resident(layers, blocks)
+        for before in np.unique(self._codec[ids]).tolist():
+            some = ids[self._codec[ids] == before]
+            if before == codec:
+                continue
+            pages = self._rows[before].payload.select(self._index(self._row[some]))
+            lower = reencode(pages, CODECS[codec])
+            self._remove(some)
+            self._place(some, codec, lower)
+
+    def free(self, layers: ArrayLike, blocks: ArrayLike) -> None:
+        """Forget pages; all must be here."""
+        self._remove(self._resident(layers, blocks))
+
+    # --- read
+
+    def gather(self, layers: ArrayLike, blocks: ArrayLike) -> tuple[Tensor, Tensor]:
+        """Dequantised K and V of pages, each (n, H_kv, page_tokens, D) in the model's dtype."""
+        ids = self._resident(layers, blocks)
+        codecs = self._codec[ids]
+        used = np.unique(codecs).tolist()
+        if len(used) == 1:
+            return decode(self._rows[used[0]].payload.select(self._index(self._row[ids])), self.dtype)
+        k = torch.empty(len(ids), *self.page_shape, dtype=self.dtype, device=self.device)
+        v = torch.empty_like(k)
+        for codec in used:
+            chosen = np.flatnonzero(codecs == codec)
+            pages = self._rows[codec].payload.select(self._index(self._row[ids[chosen]]))
+            k[self._index(chosen)], v[self._index(chosen)] = decode(pages, self.dtype)
+        return k, v
+
+    def measure(self, layers: ArrayLike, blocks: ArrayLike) -> tuple[Tensor, Tensor]:
+        """Mean keys (n, H_kv, D) and every codec's relative error (n, K), fp32, of full native pages."""
+        k, v = self.gather(layers, blocks)
+        errors = [codec_error(k, v, codec) for codec in CODECS[1:]]
+        return k.float().mean(2), torch.stack([torch.zeros_like(errors[0]), *errors], dim=1)
+
+    def take(self, layers: ArrayLike, blocks: ArrayLike) -> Tensor:
+        """Remove pages of one codec and return their bytes, (n, page_bytes) uint8."""
+        ids = self._resident(layers, blocks)
+        codec = int(self._codec[ids[0]])
+        if (self._codec[ids] != codec).any():
+            raise ValueError("pages taken together must share one codec")
+        pages = self._rows[codec].payload.select(self._index(self._row[ids]))
+        self._remove(ids)
+        return pages.to_bytes()
+
+    def put(self, layers: ArrayLike, blocks: ArrayLike, codec: int, flat: Tensor) -> None:
+        """Store pages that another rank took; `flat` is (n, page_bytes) uint8."""
+        ids = self.page_ids(layers, blocks)
+        pages = PagePayload.from_bytes(flat.to(self.device), CODECS[codec], *self.page_shape, self.dtype)
+        self._place(ids, codec, pages)
+
+    def page_bytes(self, codec: int) -> int:
+        """Bytes of one page in `CODECS[codec]`."""
+        return page_bytes(CODECS[codec], *self.page_shape, self.dtype)
+
+    # --- internals
+
+    def _resident(self, layers: ArrayLike, blocks: ArrayLike) -> I8:
+        ids = self.page_ids(layers, blocks)
+        if (self._codec[ids] == ABSENT).any():
+            gone = ids[self._codec[ids] == ABSENT]
+            pairs = [divmod(int(i), self.blocks) for i in gone[:4]]
+            raise ValueError(f"{len(gone)} pages are not on this rank, first (layer, block): {pairs}")
+        return ids
+
+    def _place(self, ids: I8, codec: int, pages: PagePayload | None = None) -> None:
+        rows = self._rows[codec].allocate(len(ids))
+        if pages is not None:
+            self._rows[codec].payload.put(self._index(rows), pages)
+        self._codec[ids], self._row[ids] = codec, rows
+        self._pool = None
+
+    def _remove(self, ids: I8) -> None:
+        codecs = self._codec[ids]
+        for codec in np.unique(codecs).tolist():
+            self._rows[codec].release(self._row[ids[codecs == codec]])
+        self._codec[ids] = ABSENT
+        self._pool = None
+
+    def _index(self, values: NDArray) -> Tensor:
+        return torch.as_tensor(np.asarray(values, np.int64), device=self.device)

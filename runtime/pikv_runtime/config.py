@@ -1,0 +1,69 @@
+"""Configuration of the runtime: one frozen dataclass, checked on construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    from pikv_runtime.registry import UnknownNameError
+
+    if value not in allowed:
+        raise UnknownNameError(name, value, list(allowed))
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How the cache stores, reads and serves. The defaults are safe: exact reading over native pages."""
+
+    page_tokens: int = 16
+    """Token slots of a page."""
+    layout: Literal["position"] = "position"
+    """`position`: a page is a run of consecutive tokens, tagged with its majority expert."""
+    router: str = "all"
+    """Read-set router of sparse reading: a name in `pikv_runtime.routers`."""
+    codec: str = "native"
+    """Top rung of the ladder: how a sealed page starts (`native` or `bf16`)."""
+    ranker: str = "lru"
+    """Order of eviction and demotion where no policy gives utility weights."""
+    cap_bytes: int | None = None
+    """Hard cap on KV bytes of each rank; None: no cap."""
+    read: Literal["exact", "sparse"] = "exact"
+    """`exact` reads all resident pages; `sparse` reads the always-on set and the read set."""
+    sink_pages: int = 1
+    """Pages at the start of a request that are always read and never evicted."""
+    window_pages: int = 2
+    """Recent pages that are always read and never evicted (a policy may change it)."""
+    layer_groups: int = 4
+    """Layer groups that control steers apart; clipped to the model's layers."""
+    slots: int = 16
+    """Most requests running at a time, over all ranks."""
+    max_batch_tokens: int = 256
+    """Most tokens in one iteration: decoding requests first, prompt chunks with the rest."""
+    interval_s: float = 2.0
+    """Span of model time between two decisions."""
+    observe_tokens: int = 32
+    """A request's attention mass is observed at every so many of its decode steps."""
+    audit_share: float = 0.25
+    """Share of requests (by hash) whose fidelity is measured against an exact shadow."""
+    share_lossy: bool = False
+    """Whether blocks of lossy lineage may be shared."""
+    blocks: int = 4096
+    """Block slots: bounds the metadata, not the bytes."""
+
+    def __post_init__(self) -> None:
+        _choice("layout", self.layout, ("position",))
+        _choice("read", self.read, ("exact", "sparse"))
+        _choice("top-rung codec", self.codec, ("native", "bf16"))
+        for name in ("page_tokens", "window_pages", "layer_groups", "slots", "max_batch_tokens", "observe_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.cap_bytes is not None and self.cap_bytes < 1:
+            raise ValueError(f"cap_bytes={self.cap_bytes}: must be positive, or None for no cap")
+        if self.interval_s <= 0:
+            raise ValueError(f"interval_s={self.interval_s}: must be positive")
+        if not 0 <= self.audit_share <= 1:
+            raise ValueError(f"audit_share={self.audit_share}: allowed 0..1")
+        if self.max_batch_tokens < self.slots:
+            raise ValueError(f"max_batch_tokens={self.max_batch_tokens}: must be at least slots={self.slots}")

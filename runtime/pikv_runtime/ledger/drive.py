@@ -1,0 +1,146 @@
+"""Driving lanes by recorded signals: the trace environment's inner loop, and the uncapped exact reference run U.
+
+The live engine makes the same calls in the same order (plan, signals, price, commit), with a forward pass between.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pikv_runtime.ledger.commit import advance, commit, filled_pages, tag_page
+from pikv_runtime.ledger.control import apply_control
+from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.observe import due, observe
+from pikv_runtime.ledger.pricing import price
+from pikv_runtime.ledger.schedule import plan
+from pikv_runtime.ledger.setup import clear, copy_requests, observations, request_charges
+from pikv_runtime.ledger.state import F4, F8, I1, I8, NO_CAP, Ledger, Price, Tally
+from pikv_runtime.objective import Reference
+
+
+class Bank(NamedTuple):
+    """Recorded signals by content: C contents, L layers, P pages, O observations, K codecs."""
+
+    tags: I1  # (C, L, P) late-bound expert tag
+    errors: F4  # (C, P, L, K) codec error
+    mass: F4  # (C, O, L, P) exact attention mass
+    score: F4  # (C, O, L, P) router score
+
+    @classmethod
+    def empty(cls, layers: int, pages: int) -> Bank:
+        """No recordings: pages stay untagged, nothing is observed."""
+        return cls(
+            np.zeros((0, layers, pages), np.int8),
+            np.zeros((0, pages, layers, 4), np.float32),
+            np.zeros((0, 0, layers, pages), np.float32),
+            np.zeros((0, 0, layers, pages), np.float32),
+        )
+
+
+@jit
+def replay_signals(s: Ledger, i: int, bank: Bank) -> None:
+    """Feed the planned iteration's recorded signals: observations that are due, tags of pages being filled."""
+    for r in range(s.slot_request.shape[1]):
+        q = s.slot_request[i, r]
+        if q < 0 or s.slot_plan[i, r] == 0:
+            continue
+        c = s.req_content[i, q]
+        if c < 0 or c >= bank.tags.shape[0]:
+            continue
+        o = due(s, i, r)
+        if o >= 0:
+            observe(s, i, r, bank.mass[c, min(o, bank.mass.shape[1] - 1)], bank.score[c, min(o, bank.score.shape[1] - 1)])
+        first, last = filled_pages(s, i, r)
+        for p in range(first, last):
+            block = s.page_block[i, r, p]
+            tag_page(s, i, block, bank.tags[c, :, p], bank.errors[c, p])
+
+
+@jit
+def next_event_s(s: Ledger, i: int, end_s: float) -> float:
+    """When an idle lane next has something to do: the next arrival, or `end_s`."""
+    if s.next_arrival[i] < s.num_requests[i]:
+        return min(end_s, s.req_arrival_s[i, s.next_arrival[i]])
+    return end_s
+
+
+@jit
+def run_interval(s: Ledger, i: int, bank: Bank, limit_s: float) -> bool:
+    """Run lane `i` to the end of its control interval (or of its work). Returns whether the episode is over."""
+    while s.clock_s[i] < s.interval_end_s[i] and s.unfinished[i] > 0 and s.clock_s[i] < limit_s:
+        if plan(s, i) == 0:
+            end = min(s.interval_end_s[i], limit_s)
+            advance(s, i, max(1e-9, next_event_s(s, i, end) - s.clock_s[i]))
+            continue
+        replay_signals(s, i, bank)
+        commit(s, i, price(s, i))
+    while s.interval_end_s[i] <= s.clock_s[i]:
+        s.interval_end_s[i] += s.interval_s[i]
+    return s.unfinished[i] <= 0 or s.clock_s[i] >= limit_s
+
+
+@jit
+def enforce(s: Ledger, i: int) -> None:
+    """Put the lane's control into force and pay for the decision."""
+    apply_control(s, i)
+    s.pending_s[i] += s.prices[i, Price.DECISION]
+    s.tally[i, Tally.DECISION_S] += s.prices[i, Price.DECISION]
+
+
+@jit
+def _run_all(s: Ledger, i: int, bank: Bank, live: F8) -> None:
+    """Run to the end, sampling live (not cached) bytes at every interval's end into `live` (2,): sum, peak."""
+    done = False
+    count = 0
+    while not done:
+        done = run_interval(s, i, bank, 1e18)
+        held = 0.0
+        for rank in range(s.ranks):
+            held += s.bytes_rank[i, rank] - s.cached_bytes[i, rank]
+        live[0] += held
+        live[1] = max(live[1], held)
+        count += 1
+    live[0] /= max(1, count)
+
+
+def reference_run(s: Ledger, lane: int, bank: Bank, scratch: Ledger) -> Reference:
+    """Run U for the requests loaded in `lane`: no cap, exact reading, neutral control, the same prices.
+
+    `scratch` is a one-lane ledger built like `s` (it is cleared); `s` stays as it is.
+
+    Raises:
+        ValueError: U keeps the machine busy for more than 85 % of its duration: no fair denominator.
+    """
+    clear(scratch, 0)
+    copy_requests(scratch, 0, s, lane)
+    scratch.cap_bytes[0] = NO_CAP
+    scratch.prices[0] = s.prices[lane]
+    scratch.interval_s[0] = s.interval_s[lane]
+    scratch.interval_end_s[0] = s.interval_s[lane]
+    exact = scratch._replace(sparse=0, codec_bytes=_plain_bytes(s))
+    live = np.zeros(2)
+    _run_all(exact, 0, bank, live)
+    n = int(s.num_requests[lane])
+    charges = np.zeros(s.req_arrival_s.shape[1])
+    request_charges(exact, 0, charges)
+    weights = s.class_fidelity[s.req_class[lane, :n]] * s.req_audited[lane, :n]
+    duration = float(exact.clock_s[0])
+    busy = float(exact.tally[0, Tally.BUSY_S]) / duration
+    if busy > 0.85:
+        raise ValueError(f"the uncapped exact run is busy {busy:.0%} of the time: lower the load (at most 85 %)")
+    return Reference(
+        latency=float(charges.sum()),
+        duration_s=duration,
+        audited=float((weights * observations(s, lane)).sum() * s.layers),
+        charges=charges,
+        busy_share=busy,
+        live_bytes_mean=float(live[0]),
+        live_bytes_peak=float(live[1]),
+    )
+
+
+def _plain_bytes(s: Ledger) -> I8:
+    """Page bytes of U: exact reading keeps no centroids."""
+    return s.codec_bytes - (s.ghost_bytes if s.sparse == 1 else 0)

@@ -1,0 +1,96 @@
+"""The invariants of a lane, checked from scratch. Tests call it after every step; it raises on the first breach."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pikv_runtime.ledger.index import find
+from pikv_runtime.ledger.state import Ledger
+
+
+class IntegrityError(AssertionError):
+    """The ledger contradicts itself."""
+
+
+def _demand(holds: bool, message: str) -> None:
+    if not holds:
+        raise IntegrityError(message)
+
+
+def check_integrity(s: Ledger, i: int = 0) -> None:
+    """Raise IntegrityError if a page is owned twice or lost, bytes are not conserved, a cap is exceeded, …"""
+    _check_blocks(s, i)
+    _check_references(s, i)
+    _check_bytes(s, i)
+    _check_index(s, i)
+
+
+def _check_blocks(s: Ledger, i: int) -> None:
+    free = s.free_slots[i, : s.free_count[i]]
+    _demand(len(set(free.tolist())) == len(free), "a block slot is free twice")
+    listed = s.page_block[i][s.page_block[i] >= 0]
+    cached = np.flatnonzero(s.block_cached[i])
+    used = set(listed.tolist())
+    _demand(not used & set(free.tolist()), "a listed block is free")
+    _demand(not used & set(cached.tolist()), "a cached block is listed by a running request")
+    total = len(used) + len(cached) + len(free)
+    _demand(total == s.free_slots.shape[1], f"block slots lost: {total} of {s.free_slots.shape[1]} accounted for")
+    users = np.bincount(listed, minlength=s.free_slots.shape[1])
+    for b in used:
+        _demand(users[b] == s.block_users[i, b], f"block {b}: {users[b]} users, {s.block_users[i, b]} counted")
+    for b in cached:
+        _demand(bool((s.block_codec[i, b] >= 0).all()), f"cached block {b} is not whole")
+
+
+def _check_references(s: Ledger, i: int) -> None:
+    refs = np.zeros_like(s.block_refs[i])
+    for r in range(s.slot_request.shape[1]):
+        count = s.slot_pages[i, r] if s.slot_request[i, r] >= 0 else 0
+        blocks = s.page_block[i, r, :count]
+        _demand(len(set(blocks.tolist())) == count, f"slot {r} lists a block twice")
+        _demand(bool((s.page_block[i, r, count:] < 0).all()), f"slot {r} lists pages beyond its end")
+        np.add.at(refs, blocks, s.page_live[i, r, :count])
+        _demand(bool((s.block_depth[i, blocks] == np.arange(count)).all()), f"slot {r}: a block out of position")
+        both = s.page_live[i, r] & s.page_ghost[i, r]
+        _demand(not both.any(), f"slot {r}: a page both live and ghost")
+        if s.slot_request[i, r] >= 0:
+            held = s.slot_tokens[i, r] <= count * s.page_tokens
+            _demand(bool(held), f"slot {r}: more tokens than pages")
+    busy = s.block_users[i] > 0
+    free = set(s.free_slots[i, : s.free_count[i]].tolist())
+    for b in np.flatnonzero(busy):
+        if int(b) in free:
+            continue
+        same = refs[b] == s.block_refs[i, b]
+        _demand(bool(same.all()), f"block {b}: references {refs[b]} counted as {s.block_refs[i, b]}")
+        resident = s.block_codec[i, b] >= 0
+        _demand(bool((resident == (refs[b] > 0)).all()), f"block {b}: resident {resident} for references {refs[b]}")
+
+
+def _check_bytes(s: Ledger, i: int) -> None:
+    free = s.free_slots[i, : s.free_count[i]]
+    occupied = np.ones(s.free_slots.shape[1], bool)
+    occupied[free] = False
+    for rank in range(s.ranks):
+        here = (s.block_codec[i] >= 0) & (s.block_rank[i] == rank) & occupied[:, None]
+        size = s.codec_bytes[np.maximum(s.block_codec[i], 0)]
+        total = int(size[here].sum())
+        cached = int(size[here & (s.block_cached[i] == 1)[:, None]].sum())
+        ghosts = int(s.page_ghost[i][(s.slot_request[i] >= 0) & (s.slot_owner[i] == rank)].sum())
+        total += ghosts * s.ghost_bytes
+        _demand(total == s.bytes_rank[i, rank], f"rank {rank}: {total} bytes, {s.bytes_rank[i, rank]} counted")
+        _demand(cached == s.cached_bytes[i, rank], f"rank {rank}: cached {cached}, {s.cached_bytes[i, rank]} counted")
+        _demand(total <= s.cap_bytes[i], f"rank {rank}: {total} bytes exceed the cap {s.cap_bytes[i]}")
+
+
+def _check_index(s: Ledger, i: int) -> None:
+    slots = s.index_slot[i][s.index_slot[i] >= 0]
+    _demand(len(set(slots.tolist())) == len(slots), "a block is indexed twice")
+    free = set(s.free_slots[i, : s.free_count[i]].tolist())
+    for b in slots:
+        key = s.block_hash[i, b]
+        _demand(int(b) not in free, f"free block {b} is indexed")
+        _demand(key != 0 and find(s, i, key) == b, f"block {b} is not found under its hash")
+        _demand(bool((s.block_codec[i, b] >= 0).all()), f"indexed block {b} is not whole")
+        exact = s.block_exact[i, b] == 1 or s.share_lossy == 1
+        _demand(bool(exact), f"block {b} of lossy lineage is shareable")

@@ -1,0 +1,244 @@
+"""Scheduling: arrivals, admission, the iteration's plan, preemption. First come, first served."""
+
+from __future__ import annotations
+
+from pikv_runtime.contract import GlobalControl
+from pikv_runtime.ledger.blocks import lookup, open_block, release, share
+from pikv_runtime.ledger.index import find
+from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.pressure import evict_cached, make_room
+from pikv_runtime.ledger.state import NATIVE, Ledger, Status, Tally
+from pikv_runtime.ledger.utility import decoding
+
+
+@jit
+def ttft_rate(s: Ledger, i: int, q: int) -> float:
+    """Latency charge per second before request `q`'s first token."""
+    c = s.req_class[i, q]
+    return s.class_weight[c] / s.class_ttft_s[c]
+
+
+@jit
+def tpot_rate(s: Ledger, i: int, q: int) -> float:
+    """Latency charge per second after request `q`'s first token."""
+    c = s.req_class[i, q]
+    return s.class_weight[c] / (s.class_tpot_s[c] * max(1, s.req_output[i, q] - 1))
+
+
+@jit
+def _fits_alone(s: Ledger, i: int, q: int) -> bool:
+    """Whether the request could run on an otherwise empty rank: prompt native, then sealed plus a native rest."""
+    block = s.codec_bytes[NATIVE] * s.layers
+    total = s.req_prompt[i, q] + s.req_output[i, q]
+    pages = (total + s.page_tokens - 1) // s.page_tokens
+    return pages <= s.page_block.shape[2] and pages * block <= s.cap_bytes[i]
+
+
+@jit
+def arrive(s: Ledger, i: int) -> None:
+    """Take in every request whose arrival has passed; refuse at once what could never fit."""
+    while s.next_arrival[i] < s.num_requests[i]:
+        q = s.next_arrival[i]
+        if s.req_arrival_s[i, q] > s.clock_s[i]:
+            return
+        s.next_arrival[i] += 1
+        work = s.req_prompt[i, q]
+        s.moving[i, 0] += work
+        if not _fits_alone(s, i, q):
+            s.req_status[i, q] = Status.REFUSED
+            s.unfinished[i] -= 1
+            continue
+        s.req_status[i, q] = Status.WAITING
+        rate = ttft_rate(s, i, q)
+        s.waiting_rate[i] += rate
+        s.tally[i, Tally.LATENCY_CHARGE] += rate * (s.clock_s[i] - s.req_arrival_s[i, q])
+
+
+@jit
+def _head(s: Ledger, i: int) -> int:
+    """First waiting request in order of arrival, or -1."""
+    while s.queue_head[i] < s.next_arrival[i]:
+        q = s.queue_head[i]
+        if s.req_status[i, q] == Status.WAITING:
+            return q
+        s.queue_head[i] += 1
+    return -1
+
+
+@jit
+def _free_slot(s: Ledger, i: int) -> int:
+    for r in range(s.slot_request.shape[1]):
+        if s.slot_request[i, r] < 0:
+            return r
+    return -1
+
+
+@jit
+def _pick_owner(s: Ledger, i: int) -> int:
+    """The rank with the most free bytes; the lowest of equals."""
+    best = 0
+    for rank in range(1, s.ranks):
+        if s.bytes_rank[i, rank] - s.cached_bytes[i, rank] < s.bytes_rank[i, best] - s.cached_bytes[i, best]:
+            best = rank
+    return best
+
+
+@jit
+def _could_fit(s: Ledger, i: int, owner: int, need: int) -> bool:
+    """Cheap necessary condition for admission, without side effects."""
+    free = s.cap_bytes[i] - s.bytes_rank[i, owner] + s.cached_bytes[i, owner]
+    return need <= free or s.control_globals[i, GlobalControl.DEMOTE_ON_PRESSURE] >= 0.5
+
+
+@jit
+def _running(s: Ledger, i: int) -> int:
+    count = 0
+    for r in range(s.slot_request.shape[1]):
+        if s.slot_request[i, r] >= 0:
+            count += 1
+    return count
+
+
+@jit
+def _record_hits(s: Ledger, i: int, r: int, q: int, hits: int) -> None:
+    tokens = hits * s.page_tokens
+    target = s.slot_target[i, r]
+    for p in range(hits):
+        block = s.page_block[i, r, p]
+        gap = (s.clock_s[i] - s.block_last_s[i, block]) / s.interval_s[i]
+        s.moving[i, 4] += 0.02 * (gap - s.moving[i, 4])
+        s.block_last_s[i, block] = s.clock_s[i]
+        s.block_uses[i, block] += 1
+    s.req_hit_tokens[i, q] = tokens
+    s.tally[i, Tally.PROMPT_TOKENS] += target
+    s.tally[i, Tally.HIT_TOKENS] += tokens
+    s.moving[i, 3] += 0.05 * (tokens / target - s.moving[i, 3])
+
+
+@jit
+def _admit(s: Ledger, i: int, r: int, q: int) -> bool:
+    """Start request `q` in slot `r` if its whole context fits native on one rank. Hit blocks are taken first."""
+    owner = _pick_owner(s, i)
+    target = s.req_prompt[i, q] + s.req_generated[i, q]
+    hits = lookup(s, i, q)
+    pages = (target + s.page_tokens - 1) // s.page_tokens
+    block_bytes = s.layers * s.codec_bytes[NATIVE]
+    fresh = (pages - hits) * block_bytes
+    # Room for every running request to open its next page, or admission and preemption would chase each other.
+    reserve = _running(s, i) * block_bytes
+    if not _could_fit(s, i, owner, fresh + reserve):
+        return False
+    s.slot_request[i, r] = q
+    s.slot_owner[i, r] = owner
+    s.slot_lossy[i, r] = 0
+    s.slot_pages[i, r] = 0
+    for p in range(hits):  # held before room is made, so that making room cannot take them
+        share(s, i, r, find(s, i, s.req_hashes[i, q, p]))
+    while s.free_count[i] < pages - hits and evict_cached(s, i, -1):
+        pass
+    if s.free_count[i] < pages - hits or not make_room(s, i, owner, fresh + reserve):
+        release(s, i, r)
+        return False
+    for _ in range(pages - hits):
+        open_block(s, i, r, owner)
+    s.slot_tokens[i, r] = hits * s.page_tokens
+    s.slot_target[i, r] = target
+    s.req_status[i, q] = Status.RUNNING
+    _record_hits(s, i, r, q, hits)
+    return True
+
+
+@jit
+def preempt(s: Ledger, i: int, r: int) -> None:
+    """Send slot `r`'s request back to the queue; it will be recomputed."""
+    q = s.slot_request[i, r]
+    release(s, i, r)
+    s.slot_plan[i, r] = 0
+    s.req_status[i, q] = Status.WAITING
+    s.req_preempted[i, q] += 1
+    s.queue_head[i] = min(s.queue_head[i], q)
+    s.tally[i, Tally.PREEMPTIONS] += 1
+
+
+@jit
+def _latest(s: Ledger, i: int) -> int:
+    """Slot of the running request that arrived last."""
+    best = -1
+    for r in range(s.slot_request.shape[1]):
+        if s.slot_request[i, r] >= 0 and (best < 0 or s.slot_request[i, r] > s.slot_request[i, best]):
+            best = r
+    return best
+
+
+@jit
+def _by_arrival(s: Ledger, i: int, after: int) -> int:
+    """Slot of the earliest running request later than request `after`, or -1."""
+    best = -1
+    for r in range(s.slot_request.shape[1]):
+        q = s.slot_request[i, r]
+        if q > after and (best < 0 or q < s.slot_request[i, best]):
+            best = r
+    return best
+
+
+@jit
+def _plan_decode(s: Ledger, i: int) -> int:
+    """One token for every decoding slot, earliest first; who finds no room preempts the latest arrival."""
+    total = 0
+    q = -1
+    r = _by_arrival(s, i, q)
+    while r >= 0:
+        q = s.slot_request[i, r]
+        if decoding(s, i, r):
+            if s.slot_tokens[i, r] == s.slot_pages[i, r] * s.page_tokens:
+                _grow(s, i, r)
+            if s.slot_request[i, r] == q:
+                s.slot_plan[i, r] = 1
+                total += 1
+        r = _by_arrival(s, i, q)
+    return total
+
+
+@jit
+def _grow(s: Ledger, i: int, r: int) -> None:
+    """Open a page for slot `r`, preempting later arrivals (and itself in the end) until there is room."""
+    need = s.layers * s.codec_bytes[NATIVE]
+    owner = s.slot_owner[i, r]
+    while True:
+        if s.free_count[i] == 0:
+            evict_cached(s, i, -1)
+        if s.free_count[i] > 0 and make_room(s, i, owner, need):
+            open_block(s, i, r, owner)
+            return
+        victim = _latest(s, i)
+        preempt(s, i, victim)
+        if victim == r:
+            return
+
+
+@jit
+def plan(s: Ledger, i: int) -> int:
+    """Plan one iteration into `slot_plan` (tokens a slot computes). Returns the total; 0 means idle."""
+    arrive(s, i)
+    for r in range(s.slot_plan.shape[1]):
+        s.slot_plan[i, r] = 0
+    total = _plan_decode(s, i)
+    budget = s.max_batch_tokens - total
+    q = -1
+    r = _by_arrival(s, i, q)
+    while r >= 0 and budget > 0:
+        q = s.slot_request[i, r]
+        if not decoding(s, i, r):
+            take = min(budget, s.slot_target[i, r] - s.slot_tokens[i, r])
+            s.slot_plan[i, r] = take
+            budget -= take
+        r = _by_arrival(s, i, q)
+    while budget > 0:
+        q = _head(s, i)
+        r = _free_slot(s, i)
+        if q < 0 or r < 0 or not _admit(s, i, r, q):
+            break
+        take = min(budget, s.slot_target[i, r] - s.slot_tokens[i, r])
+        s.slot_plan[i, r] = take
+        budget -= take
+    return s.max_batch_tokens - budget

@@ -1,0 +1,188 @@
+"""Building a ledger, clearing a lane, loading a workload into it, closing an episode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pikv_runtime.config import RuntimeConfig
+from pikv_runtime.contract import Control
+from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.record import record
+from pikv_runtime.ledger.schedule import tpot_rate, ttft_rate
+from pikv_runtime.ledger.state import (
+    BF16,
+    CODECS,
+    NO_CAP,
+    Dims,
+    Ledger,
+    Status,
+    Tally,
+    allocate,
+    group_layers,
+)
+from pikv_runtime.requests import Request, ServiceClass, is_audited
+
+ROUTER_CODES = {"all": 0, "gate": 1, "centroid": 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the ledger must know of a model: layers, experts and bytes of one page of one layer."""
+
+    layers: int
+    experts: int
+    codec_bytes: tuple[int, ...]
+    """Bytes of a stored page by codec, ladder order, without its centroid."""
+    centroid_bytes: int
+
+    def __post_init__(self) -> None:
+        if len(self.codec_bytes) != len(CODECS):
+            raise ValueError(f"codec_bytes has {len(self.codec_bytes)} entries, the ladder has {len(CODECS)}")
+
+
+def build(
+    config: RuntimeConfig,
+    shape: Shape,
+    classes: tuple[ServiceClass, ...],
+    *,
+    lanes: int = 1,
+    requests: int,
+    pages: int,
+    ranks: int = 1,
+    events: bool = False,
+) -> Ledger:
+    """An empty ledger of `lanes` lanes, each for up to `requests` requests of up to `pages` pages."""
+    layer_groups = min(config.layer_groups, shape.layers)
+    blocks = max(config.blocks, config.slots * pages + 1)
+    limit = 4 * blocks * shape.layers if events else 0
+    dims = Dims(
+        lanes, requests, config.slots, pages, shape.layers, shape.experts, layer_groups, ranks, blocks, limit
+    )
+    # Reading sparsely needs every page's centroid at hand: its bytes count with the page's.
+    extra = shape.centroid_bytes if config.read == "sparse" else 0
+    weights = np.array([(c.weight, c.slo_ttft_s, c.slo_tpot_s, c.fidelity_weight) for c in classes]).T.copy()
+    fields = Ledger(
+        page_tokens=config.page_tokens,
+        layers=shape.layers,
+        experts=shape.experts,
+        layer_groups=layer_groups,
+        ranks=ranks,
+        top_codec=CODECS.index(config.codec),
+        sparse=int(config.read == "sparse"),
+        router=ROUTER_CODES.get(config.router, 0),
+        sink_pages=config.sink_pages,
+        observe_tokens=config.observe_tokens,
+        max_batch_tokens=config.max_batch_tokens,
+        share_lossy=int(config.share_lossy),
+        layer_group=group_layers(shape.layers, layer_groups),
+        codec_bytes=np.array(shape.codec_bytes, np.int64) + extra,
+        bf16_bytes=shape.codec_bytes[BF16] + extra,
+        ghost_bytes=shape.centroid_bytes,
+        class_weight=weights[0].copy(),
+        class_ttft_s=weights[1].copy(),
+        class_tpot_s=weights[2].copy(),
+        class_fidelity=weights[3].copy(),
+        **allocate(dims),  # type: ignore[arg-type]
+    )
+    state = record(fields)
+    for lane in range(lanes):
+        state.cap_bytes[lane] = NO_CAP if config.cap_bytes is None else config.cap_bytes
+        state.interval_s[lane] = config.interval_s
+        clear(state, lane)
+    return state
+
+
+def pages_needed(requests: Sequence[Request], page_tokens: int) -> int:
+    """Most pages that any of `requests` ever holds."""
+    return max(math.ceil((r.prompt_tokens + r.output_tokens) / page_tokens) for r in requests)
+
+
+_KEPT = {"cap_bytes", "interval_s", "prices", "lambdas"}
+
+
+def clear(s: Ledger, lane: int) -> None:
+    """Empty the lane: no requests, no blocks, clock at zero, the neutral control in force. Keeps cap and prices."""
+    for name, value in s._asdict().items():
+        shared = name in ("layer_group", "codec_bytes") or name.startswith("class_")
+        if isinstance(value, np.ndarray) and not shared and name not in _KEPT:
+            value[lane] = 0
+    for array in (s.slot_request, s.page_block, s.block_codec, s.block_tag, s.index_slot):
+        array[lane] = -1
+    s.req_first_s[lane] = -1.0
+    blocks = s.free_slots.shape[1]
+    s.free_slots[lane] = np.arange(blocks - 1, -1, -1)
+    s.free_count[lane] = blocks
+    s.interval_end_s[lane] = s.interval_s[lane]
+    neutral = Control.neutral(s.control_groups.shape[1])
+    s.control_groups[lane] = neutral.groups
+    s.control_globals[lane] = neutral.globals
+
+
+def load_requests(
+    s: Ledger, lane: int, requests: Sequence[Request], *, audit_seed: int, audit_share: float
+) -> None:
+    """Load `requests` (ordered by arrival) into a cleared lane.
+
+    Raises:
+        ValueError: more requests, or longer ones, than the ledger was built for.
+    """
+    room, pages = s.req_arrival_s.shape[1], s.page_block.shape[2]
+    if len(requests) > room:
+        raise ValueError(f"{len(requests)} requests, the ledger was built for {room}")
+    s.num_requests[lane] = s.unfinished[lane] = len(requests)
+    for q, request in enumerate(requests):
+        ids = request.hash_ids[:pages]
+        s.req_arrival_s[lane, q] = request.arrival_s
+        s.req_prompt[lane, q] = request.prompt_tokens
+        s.req_output[lane, q] = request.output_tokens
+        s.req_class[lane, q] = request.class_id
+        s.req_content[lane, q] = request.content
+        s.req_audited[lane, q] = is_audited(request.request_id, audit_seed, audit_share)
+        s.req_hashes[lane, q, : len(ids)] = ids
+
+
+def copy_requests(target: Ledger, lane: int, source: Ledger, from_lane: int) -> None:
+    """Load the requests of another ledger's lane into a cleared lane of `target` (same room and pages)."""
+    for name in ("arrival_s", "prompt", "output", "class", "content", "audited", "hashes"):
+        getattr(target, f"req_{name}")[lane] = getattr(source, f"req_{name}")[from_lane]
+    target.num_requests[lane] = target.unfinished[lane] = source.num_requests[from_lane]
+
+
+def observations(s: Ledger, lane: int) -> NDArray[np.int64]:
+    """Observations that each request's decode steps will bring, (N,): one at every `observe_tokens`-th step."""
+    n = s.num_requests[lane]
+    steps = s.req_output[lane, :n] - 1  # the last token is never fed back
+    return np.where(steps > 0, (steps - 1) // s.observe_tokens + 1, 0).astype(np.int64)
+
+
+@jit
+def close(s: Ledger, i: int, u_charge, due) -> None:  # type: ignore[no-untyped-def]
+    """End the episode now: whoever is unserved is charged to the end plus the latency it has in U, and the
+    audited tokens it never got count as lost. `u_charge` (N,), `due` (N,) observations."""
+    for q in range(s.num_requests[i]):
+        status = s.req_status[i, q]
+        if status == Status.DONE:
+            continue
+        s.tally[i, Tally.LATENCY_CHARGE] += u_charge[q]
+        if status == Status.REFUSED:
+            s.tally[i, Tally.LATENCY_CHARGE] += ttft_rate(s, i, q) * max(0.0, s.clock_s[i] - s.req_arrival_s[i, q])
+        if s.req_audited[i, q] == 1:
+            lost = float((due[q] - s.req_observed[i, q]) * s.layers)
+            s.req_loss[i, q] += lost
+            s.tally[i, Tally.LOSS] += s.class_fidelity[s.req_class[i, q]] * lost
+
+
+@jit
+def request_charges(s: Ledger, i: int, out) -> None:  # type: ignore[no-untyped-def]
+    """Latency charge of each finished request, c·(TTFT/SLO + TPOT/SLO), into `out` (N,)."""
+    for q in range(s.num_requests[i]):
+        if s.req_status[i, q] != Status.DONE:
+            out[q] = 0.0
+            continue
+        first, finish = s.req_first_s[i, q], s.req_finish_s[i, q]
+        out[q] = ttft_rate(s, i, q) * (first - s.req_arrival_s[i, q]) + tpot_rate(s, i, q) * (finish - first)

@@ -1,0 +1,328 @@
+"""The ledger's state: a struct of arrays whose leading axis is the lane.
+
+The runtime is a batch of one lane, the trace environment a batch of many; every page rule in this package works
+on `(state, lane)`. Letters: n lanes, N requests, R slots, P pages of a request, L layers, B block slots, G ranks,
+K codecs (ladder order), E experts.
+
+A *block slot* is one position range over all layers; physical page (b, l) is resident iff `block_codec[b, l] >= 0`.
+A *slot* is a running request; it holds references (r, p, l) to pages. Bytes free when the last reference goes,
+unless the block becomes cached.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pikv_runtime.contract import CLASSES, GLOBAL_CONTROLS, GROUP_CONTROLS
+
+F8 = NDArray[np.float64]
+F4 = NDArray[np.float32]
+I8 = NDArray[np.int64]
+I4 = NDArray[np.int32]
+I1 = NDArray[np.int8]
+
+CODECS = ("native", "bf16", "int8", "int4")  # ladder order; the kernels floor encodes the same names
+NATIVE, BF16, INT8, INT4 = range(4)
+NO_CAP = 1 << 62
+
+
+class Status(IntEnum):
+    """Life of a request."""
+
+    FUTURE = 0
+    WAITING = 1
+    RUNNING = 2
+    DONE = 3
+    REFUSED = 4
+
+
+class Event(IntEnum):
+    """What the runtime must do to tensors after a step."""
+
+    ENCODE = 0  # block, layer, codec before, codec after
+    MOVE = 1  # block, layer, rank before, rank after
+    FREE = 2  # block, layer, codec before, rank before
+
+
+class Price(IntEnum):
+    """Columns of `prices`: seconds per unit on the model clock, from a profile and a geometry."""
+
+    STEP = 0  # one iteration: weights, launches
+    PREFILL_TOKEN = 1  # one prompt token through all layers
+    PREFILL_PAIR = 2  # one (query token, context token) pair in prefill, all layers
+    DECODE_TOKEN = 3  # one decoding request
+    READ_NATIVE = 4  # reading one page of one layer, by codec
+    READ_BF16 = 5
+    READ_INT8 = 6
+    READ_INT4 = 7
+    SELECT_PAGE = 8  # scoring one candidate page of one layer
+    ENCODE_PAGE = 9  # encoding or re-encoding one page of one layer
+    LINK_BYTE = 10  # one byte between ranks
+    COLLECTIVE = 11  # start-up cost of one collective (two a layer)
+    QUERY_BYTES = 12  # bytes out and back for one query row, layer and remote rank
+    DECISION = 13  # one decision
+
+
+class Tally(IntEnum):
+    """Columns of `tally`: counters of the episode so far (float64)."""
+
+    LATENCY_CHARGE = 0  # sum of c_i (TTFT/SLO + TPOT/SLO), accrued
+    BYTE_SECONDS = 1
+    LOSS = 2  # weighted fidelity loss of audited tokens and layers
+    ITERATIONS = 3
+    BUSY_S = 4
+    PREFILL_S = 5
+    ATTENTION_S = 6
+    CODEC_S = 7
+    LINK_S = 8
+    DECISION_S = 9
+    WEIGHTS_S = 10
+    LINK_BYTES = 11
+    ENCODED_PAGES = 12
+    EVICTED_PAGES = 13
+    EVICTED_BLOCKS = 14
+    PREEMPTIONS = 15
+    PROMPT_TOKENS = 16  # prompt tokens admitted
+    HIT_TOKENS = 17  # of those, found in the cache
+    WISHED_PAGES = 18
+    GHOST_WISHES = 19  # wished pages that were gone
+    SPILLS = 20  # sealed pages that their full home could not take
+    VETOES = 21
+    ASKED = 22  # changes asked by controls
+    PEAK_BYTES = 23
+    WAITING_S = 24  # request-seconds spent waiting
+    WISHED_MASS = 25  # attention mass of wished pages, and of those the resident ones
+    HIT_MASS = 26
+    CONFLICTS = 27  # pages asked for within CONFLICT_WINDOW_S after their eviction
+
+
+class Ledger(NamedTuple):
+    """All state of n lanes. Integers are common to all lanes."""
+
+    # --- common
+    page_tokens: int
+    layers: int
+    experts: int
+    layer_groups: int
+    ranks: int
+    top_codec: int
+    sparse: int
+    router: int  # 0 all, 1 gate, 2 centroid: which recorded score orders the read set
+    sink_pages: int
+    observe_tokens: int
+    max_batch_tokens: int
+    share_lossy: int
+    layer_group: I1  # (L,)
+    codec_bytes: I8  # (K,) bytes of one page of one layer, metadata included
+    bf16_bytes: int  # numerator of every ratio
+    ghost_bytes: int  # bytes of a ghost's centroid
+    class_weight: F8  # (CLASSES,)
+    class_ttft_s: F8
+    class_tpot_s: F8
+    class_fidelity: F8
+    # --- lane
+    cap_bytes: I8  # (n,) of each rank
+    interval_s: F8  # (n,)
+    prices: F8  # (n, len(Price))
+    lambdas: F8  # (n, 2)
+    clock_s: F8  # (n,)
+    interval_end_s: F8
+    tally: F8  # (n, len(Tally))
+    bytes_rank: I8  # (n, G) resident bytes
+    cached_bytes: I8  # (n, G)
+    free_slots: I4  # (n, B) stack of free block slots
+    free_count: I4  # (n,)
+    waiting_rate: F8  # (n,) latency charge per second of arrived requests without a first token
+    decode_rate: F8  # (n,) the same for requests that have one
+    next_arrival: I4  # (n,)
+    queue_head: I4  # (n,) lowest request that may be waiting
+    unfinished: I4  # (n,)
+    pending_s: F8  # (n,) codec work and link time to be added to the next iteration
+    moving: F8  # (n, 8) moving averages of telemetry, see telemetry.py
+    # --- requests
+    num_requests: I4  # (n,)
+    req_arrival_s: F8  # (n, N)
+    req_prompt: I4
+    req_output: I4
+    req_class: I1
+    req_content: I4
+    req_audited: I1
+    req_status: I1
+    req_generated: I4
+    req_hit_tokens: I4
+    req_preempted: I4
+    req_first_s: F8
+    req_finish_s: F8
+    req_loss: F8  # summed loss over audited tokens and layers
+    req_observed: I4
+    req_hashes: I8  # (n, N, P)
+    # --- slots
+    slot_request: I4  # (n, R), -1 free
+    slot_owner: I1
+    slot_tokens: I4  # tokens whose KV is stored
+    slot_target: I4  # tokens to prefill before decoding
+    slot_pages: I4  # pages allocated
+    slot_lossy: I1
+    slot_dirty: I1
+    slot_plan: I4  # (n, R) tokens of this iteration
+    slot_reads: I4  # (n, R, 2, G, K) page-layers: [always-on, others] by rank and codec
+    page_block: I4  # (n, R, P), -1 none
+    page_live: I1  # (n, R, P, L) the request still holds this page
+    page_ghost: I1  # evicted, centroid kept
+    page_mass: F4  # attention-mass average, relative to the read pages
+    page_mass_sum: F4
+    page_reads: F4  # times in the read set when observed
+    page_last_s: F4  # last read
+    page_gone_s: F4  # when it was evicted
+    # --- blocks
+    block_hash: I8  # (n, B), 0: not indexed
+    block_parent: I8  # (n, B) hash of the parent, 0 at a chain's start
+    block_depth: I4
+    block_children: I4  # indexed children
+    block_users: I4  # running requests that list it
+    block_full: I1
+    block_sealed: I1
+    block_exact: I1
+    block_cached: I1
+    block_last_s: F8
+    block_uses: I4
+    block_class: I1
+    block_length: I4
+    block_codec: I1  # (n, B, L), -1 not resident
+    block_rank: I1  # (n, B, L)
+    block_tag: I1  # (n, B, L), -1 untagged
+    block_refs: I4  # (n, B, L)
+    block_error: F4  # (n, B, L, K)
+    index_slot: I4  # (n, H) open addressing by hash, -1 free
+    victims: I4  # (n, B) cached blocks in order of utility
+    victim_next: I4  # (n, 2) next position, length
+    # --- control in force
+    control_groups: F4  # (n, E*LG, 3)
+    control_globals: F4  # (n, len(GLOBAL_CONTROLS))
+    # --- statistics of the interval, by group
+    group_wishes: F8  # (n, E*LG, 2) wished pages, of those ghosts
+    group_routed: F8  # (n, E) moving share of tokens
+    interval_tally: F8  # (n, len(Tally)) value of `tally` at the interval's start
+    loss_class: F8  # (n, CLASSES, 2) loss and weightless count of audited tokens, by class
+    # --- work for tensors
+    events: I4  # (n, M, 5)
+    event_count: I4  # (n,)
+
+
+class Dims(NamedTuple):
+    """Sizes of a ledger."""
+
+    lanes: int
+    requests: int
+    slots: int
+    pages: int
+    layers: int
+    experts: int
+    layer_groups: int
+    ranks: int
+    blocks: int
+    events: int = 0
+
+    @property
+    def groups(self) -> int:
+        """Control groups N: expert shards × layer groups."""
+        return self.experts * self.layer_groups
+
+
+def group_layers(layers: int, layer_groups: int) -> I1:
+    """Layer -> layer group, as even as possible, (L,)."""
+    return (np.arange(layers) * layer_groups // layers).astype(np.int8)
+
+
+def _lane_arrays(d: Dims) -> dict[str, NDArray]:
+    n, b, g = d.lanes, d.blocks, d.ranks
+    return {
+        "cap_bytes": np.full(n, NO_CAP, np.int64),
+        "interval_s": np.full(n, 2.0),
+        "prices": np.zeros((n, len(Price))),
+        "lambdas": np.ones((n, 2)),
+        "clock_s": np.zeros(n),
+        "interval_end_s": np.zeros(n),
+        "tally": np.zeros((n, len(Tally))),
+        "bytes_rank": np.zeros((n, g), np.int64),
+        "cached_bytes": np.zeros((n, g), np.int64),
+        "free_slots": np.zeros((n, b), np.int32),
+        "free_count": np.zeros(n, np.int32),
+        "waiting_rate": np.zeros(n),
+        "decode_rate": np.zeros(n),
+        "next_arrival": np.zeros(n, np.int32),
+        "queue_head": np.zeros(n, np.int32),
+        "unfinished": np.zeros(n, np.int32),
+        "pending_s": np.zeros(n),
+        "moving": np.zeros((n, 8)),
+        "control_groups": np.zeros((n, d.groups, len(GROUP_CONTROLS)), np.float32),
+        "control_globals": np.zeros((n, len(GLOBAL_CONTROLS)), np.float32),
+        "group_wishes": np.zeros((n, d.groups, 2)),
+        "group_routed": np.zeros((n, d.experts)),
+        "interval_tally": np.zeros((n, len(Tally))),
+        "loss_class": np.zeros((n, CLASSES, 2)),
+        "events": np.zeros((n, d.events, 5), np.int32),
+        "event_count": np.zeros(n, np.int32),
+    }
+
+
+def _request_arrays(d: Dims) -> dict[str, NDArray]:
+    shape = (d.lanes, d.requests)
+    floats = ("req_arrival_s", "req_first_s", "req_finish_s", "req_loss")
+    ints = (
+        "req_prompt", "req_output", "req_content", "req_generated", "req_hit_tokens", "req_preempted",
+        "req_observed",
+    )  # fmt: skip
+    small = ("req_class", "req_audited", "req_status")
+    return {
+        "num_requests": np.zeros(d.lanes, np.int32),
+        "req_hashes": np.zeros((*shape, d.pages), np.int64),
+        **{k: np.zeros(shape) for k in floats},
+        **{k: np.zeros(shape, np.int32) for k in ints},
+        **{k: np.zeros(shape, np.int8) for k in small},
+    }
+
+
+def _slot_arrays(d: Dims) -> dict[str, NDArray]:
+    slot, page = (d.lanes, d.slots), (d.lanes, d.slots, d.pages, d.layers)
+    ints = ("slot_request", "slot_tokens", "slot_target", "slot_pages", "slot_plan")
+    small = ("slot_owner", "slot_lossy", "slot_dirty")
+    floats = ("page_mass", "page_mass_sum", "page_reads", "page_last_s", "page_gone_s")
+    return {
+        **{k: np.zeros(slot, np.int32) for k in ints},
+        **{k: np.zeros(slot, np.int8) for k in small},
+        "slot_reads": np.zeros((*slot, 2, d.ranks, len(CODECS)), np.int32),
+        "page_block": np.zeros((*slot, d.pages), np.int32),
+        "page_live": np.zeros(page, np.int8),
+        "page_ghost": np.zeros(page, np.int8),
+        **{k: np.zeros(page, np.float32) for k in floats},
+    }
+
+
+def _block_arrays(d: Dims) -> dict[str, NDArray]:
+    n, b, layers = d.lanes, d.blocks, d.layers
+    index = 1 << max(4, (2 * b - 1).bit_length())
+    ints = ("block_depth", "block_children", "block_users", "block_uses", "block_length")
+    small = ("block_full", "block_sealed", "block_exact", "block_cached", "block_class")
+    return {
+        "block_hash": np.zeros((n, b), np.int64),
+        "block_parent": np.zeros((n, b), np.int64),
+        "block_last_s": np.zeros((n, b)),
+        **{k: np.zeros((n, b), np.int32) for k in ints},
+        **{k: np.zeros((n, b), np.int8) for k in small},
+        **{k: np.zeros((n, b, layers), np.int8) for k in ("block_codec", "block_rank", "block_tag")},
+        "block_refs": np.zeros((n, b, layers), np.int32),
+        "block_error": np.zeros((n, b, layers, len(CODECS)), np.float32),
+        "index_slot": np.zeros((n, index), np.int32),
+        "victims": np.zeros((n, b), np.int32),
+        "victim_next": np.zeros((n, 2), np.int32),
+    }
+
+
+def allocate(d: Dims) -> dict[str, NDArray]:
+    """All lane arrays of a ledger of size `d`, zeroed; `setup.py` fills them."""
+    return {**_lane_arrays(d), **_request_arrays(d), **_slot_arrays(d), **_block_arrays(d)}

@@ -1,0 +1,225 @@
+"""Telemetry of the interval just ended, written into the contract's arrays; the same code live and in traces.
+
+`moving` columns: 0 prompt tokens arrived in this interval, 1 fast and 2 slow moving averages of them, 3 prefix-hit
+rate, 4 re-reference gap in intervals.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pikv_runtime.contract import GlobalControl, GlobalFeature, GroupControl, GroupFeature
+from pikv_runtime.ledger.blocks import lookup, whole
+from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.state import INT4, INT8, NATIVE, F4, Ledger, Price, Status, Tally
+from pikv_runtime.ledger.utility import always_on, decoding
+
+LOOKED_UP = 8  # waiting requests whose prefix hits are looked up: bounds the cost of a long queue
+
+
+@jit
+def _log2(x: float) -> float:
+    return np.log2(max(x, 2.0**-24))
+
+
+@jit
+def _gather_groups(s: Ledger, i: int, sums: F4) -> None:
+    """Sum page facts by group into `sums` (N, 12)."""
+    for r in range(s.slot_request.shape[1]):
+        if s.slot_request[i, r] < 0:
+            continue
+        for p in range(s.slot_pages[i, r]):
+            block = s.page_block[i, r, p]
+            for layer in range(s.layers):
+                tag = s.block_tag[i, block, layer]
+                if tag < 0:
+                    continue
+                g = tag * s.layer_groups + s.layer_group[layer]
+                if s.page_live[i, r, p, layer] == 1:
+                    _add_page(s, i, r, p, layer, block, sums[g])
+                elif s.page_ghost[i, r, p, layer] == 1:
+                    sums[g, 1] += 1.0
+
+
+@jit
+def _add_page(s: Ledger, i: int, r: int, p: int, layer: int, block: int, row: F4) -> None:
+    codec = s.block_codec[i, block, layer]
+    size = s.codec_bytes[codec]
+    row[0] += 1.0
+    row[2] += s.page_mass[i, r, p, layer]
+    row[3] += (s.clock_s[i] - s.page_last_s[i, r, p, layer]) / s.interval_s[i]
+    row[4] += s.block_error[i, block, layer, codec]
+    row[5] += size
+    row[6] += s.bf16_bytes
+    if codec == NATIVE:
+        row[7] += size
+    elif codec == INT8:
+        row[9] += size
+    elif codec == INT4:
+        row[10] += size
+    else:
+        row[8] += size
+
+
+@jit
+def _write_groups(s: Ledger, i: int, sums: F4, out: F4) -> None:
+    cap = float(s.cap_bytes[i]) * s.ranks
+    pages, mass = 1e-9, 1e-9
+    for g in range(out.shape[0]):
+        pages += sums[g, 0]
+        mass += sums[g, 2]
+    for g in range(out.shape[0]):
+        row, held = sums[g], max(sums[g, 0], 1.0)
+        stored = max(row[5], 1.0)
+        out[g, GroupFeature.RESIDENT_SHARE] = min(1.0, row[5] / cap)
+        out[g, GroupFeature.NATIVE_SHARE] = row[7] / stored
+        out[g, GroupFeature.TOP_SHARE] = row[8] / stored
+        out[g, GroupFeature.INT8_SHARE] = row[9] / stored
+        out[g, GroupFeature.INT4_SHARE] = row[10] / stored
+        out[g, GroupFeature.TOKENS_SHARE] = row[0] / pages
+        out[g, GroupFeature.MASS_SHARE] = row[2] / mass
+        density = (row[2] / mass) / (row[0] / pages) if row[0] > 0.0 else 1.0
+        out[g, GroupFeature.MASS_DENSITY] = min(12.0, max(-12.0, _log2(density)))
+        out[g, GroupFeature.ROUTING_SHARE] = s.group_routed[i, g // s.layer_groups]
+        out[g, GroupFeature.RECENCY] = np.log1p(max(0.0, row[3] / held))
+        wishes = s.group_wishes[i, g, 0]
+        out[g, GroupFeature.MISS_RATE] = s.group_wishes[i, g, 1] / wishes if wishes > 0.0 else 0.0
+        out[g, GroupFeature.GHOST_SHARE] = row[1] / max(1.0, row[0] + row[1])
+        out[g, GroupFeature.CODEC_ERROR] = min(2.0, row[4] / held)
+        out[g, GroupFeature.MEAN_RATIO] = _log2(row[6] / stored) if row[6] > 0.0 else 0.0
+        layers = max(1, s.layer_groups - 1)
+        out[g, GroupFeature.LAYER_POSITION] = (g % s.layer_groups) / layers
+
+
+@jit
+def _write_space(s: Ledger, i: int, out: F4) -> None:
+    """Bytes as shares of the cap."""
+    cap = float(s.cap_bytes[i]) * s.ranks
+    fullest, used = 0.0, 0.0
+    for rank in range(s.ranks):
+        used += s.bytes_rank[i, rank]
+        fullest = max(fullest, float(s.bytes_rank[i, rank]) / s.cap_bytes[i])
+    live, whole_blocks, blocks = 0.0, 0, 0
+    for r in range(s.slot_request.shape[1]):
+        if s.slot_request[i, r] < 0:
+            continue
+        for p in range(s.slot_pages[i, r]):
+            block = s.page_block[i, r, p]
+            blocks += 1
+            if whole(s, i, block) and s.block_exact[i, block] == 1:
+                whole_blocks += 1
+            if not decoding(s, i, r) or always_on(s, i, r, p):
+                continue
+            for layer in range(s.layers):
+                if s.page_live[i, r, p, layer] == 1 and s.block_sealed[i, block] == 1:
+                    live += s.codec_bytes[s.block_codec[i, block, layer]] / s.block_refs[i, block, layer]
+    cached = float(s.cached_bytes[i].sum())
+    out[GlobalFeature.PRESSURE] = fullest
+    out[GlobalFeature.FREE_SHARE] = max(0.0, 1.0 - used / cap)
+    out[GlobalFeature.CACHED_SHARE] = cached / cap
+    out[GlobalFeature.LIVE_SHARE] = min(1.0, live / cap)
+    out[GlobalFeature.PINNED_SHARE] = min(1.0, max(0.0, used - cached - live) / cap)
+    out[GlobalFeature.WHOLE_BLOCK_SHARE] = whole_blocks / max(1, blocks)
+
+
+@jit
+def _write_queue(s: Ledger, i: int, out: F4) -> None:
+    running, prefilling, second = 0, 0, 0
+    slots = s.slot_request.shape[1]
+    for r in range(slots):
+        if s.slot_request[i, r] >= 0:
+            running += 1
+            prefilling += 0 if decoding(s, i, r) else 1
+            second += 1 if s.req_class[i, s.slot_request[i, r]] == 1 else 0
+    waiting, tokens, looked, hits, age = 0, 0.0, 0.0, 0.0, 0.0
+    for q in range(s.queue_head[i], s.next_arrival[i]):
+        if s.req_status[i, q] != Status.WAITING:
+            continue
+        if waiting == 0:
+            age = (s.clock_s[i] - s.req_arrival_s[i, q]) / s.class_ttft_s[s.req_class[i, q]]
+        if waiting < LOOKED_UP:
+            looked += s.req_prompt[i, q]
+            hits += lookup(s, i, q) * s.page_tokens
+        waiting += 1
+        tokens += s.req_prompt[i, q]
+    cap = float(s.cap_bytes[i]) * s.ranks
+    queued = tokens / s.page_tokens * s.layers * s.codec_bytes[NATIVE]
+    out[GlobalFeature.RUNNING_SHARE] = running / slots
+    out[GlobalFeature.PREFILLING_SHARE] = prefilling / slots
+    out[GlobalFeature.QUEUED_REQUESTS] = np.log1p(waiting)
+    out[GlobalFeature.QUEUED_PROMPT] = np.log1p(queued / cap)
+    out[GlobalFeature.QUEUED_HITS] = hits / looked if looked > 0.0 else 0.0
+    out[GlobalFeature.QUEUE_AGE] = np.log1p(max(0.0, age))
+    out[GlobalFeature.CLASS1_SHARE] = second / max(1, running)
+
+
+@jit
+def _write_flow(s: Ledger, i: int, out: F4) -> None:
+    """Arrivals, hits, losses and the counters of the interval."""
+    arrived = s.moving[i, 0] / s.interval_s[i]
+    s.moving[i, 0] = 0.0
+    s.moving[i, 1] += 0.3 * (arrived - s.moving[i, 1])
+    s.moving[i, 2] += 0.03 * (arrived - s.moving[i, 2])
+    load = s.moving[i, 1] * s.prices[i, Price.PREFILL_TOKEN]
+    trend = _log2(s.moving[i, 1] + 1e-3) - _log2(s.moving[i, 2] + 1e-3)
+    out[GlobalFeature.ARRIVAL_LOAD] = min(16.0, load)
+    out[GlobalFeature.ARRIVAL_TREND] = min(8.0, max(-8.0, trend))
+    out[GlobalFeature.PREFIX_HIT_RATE] = min(1.0, max(0.0, s.moving[i, 3]))
+    out[GlobalFeature.REUSE_GAP] = np.log1p(max(0.0, s.moving[i, 4]))
+    for c in range(2):
+        audited = s.loss_class[i, c, 1]
+        out[GlobalFeature.LOSS_CLASS0 + c] = s.loss_class[i, c, 0] / audited if audited > 0.0 else 0.0
+    preempted = s.tally[i, Tally.PREEMPTIONS] - s.interval_tally[i, Tally.PREEMPTIONS]
+    asked = s.tally[i, Tally.ASKED] - s.interval_tally[i, Tally.ASKED]
+    vetoed = s.tally[i, Tally.VETOES] - s.interval_tally[i, Tally.VETOES]
+    out[GlobalFeature.PREEMPTIONS] = np.log1p(preempted)
+    out[GlobalFeature.VETOES] = vetoed / asked if asked > 0.0 else 0.0
+
+
+@jit
+def _write_control(s: Ledger, i: int, out: F4) -> None:
+    w = s.control_globals[i]
+    groups = s.control_groups[i]
+    ratio, evict = 0.0, 0.0
+    for g in range(groups.shape[0]):
+        ratio += groups[g, GroupControl.COMPRESSION_RATIO] / groups.shape[0]
+        evict += groups[g, GroupControl.EVICT_FRACTION] / groups.shape[0]
+    demotes = w[GlobalControl.DEMOTE_ON_PRESSURE] >= 0.5
+    out[GlobalFeature.PREVIOUS_RATIO] = _log2(ratio)
+    out[GlobalFeature.PREVIOUS_EVICT] = evict
+    out[GlobalFeature.PREVIOUS_FAN_OUT] = w[GlobalControl.FAN_OUT]
+    out[GlobalFeature.PREVIOUS_WINDOW] = w[GlobalControl.WINDOW] / 16.0
+    out[GlobalFeature.PREVIOUS_CACHED_SHARE] = w[GlobalControl.CACHED_SHARE]
+    out[GlobalFeature.PREVIOUS_CACHED_RATIO] = _log2(w[GlobalControl.CACHED_RATIO])
+    out[GlobalFeature.PREVIOUS_R_PRESSURE] = _log2(w[GlobalControl.R_PRESSURE]) if demotes else 0.0
+
+
+@jit
+def _write_prices(s: Ledger, i: int, out: F4) -> None:
+    step = s.prices[i, Price.STEP]
+    link = s.prices[i, Price.LINK_BYTE] * s.codec_bytes[s.top_codec] if s.ranks > 1 else 0.0
+    out[GlobalFeature.INTERVAL] = _log2(s.interval_s[i])
+    out[GlobalFeature.PRICE_PREFILL] = _log2(s.prices[i, Price.PREFILL_TOKEN] / step)
+    out[GlobalFeature.PRICE_ATTENTION] = _log2(s.prices[i, Price.READ_NATIVE + s.top_codec] / step)
+    out[GlobalFeature.PRICE_CODEC] = _log2(s.prices[i, Price.ENCODE_PAGE] / step)
+    out[GlobalFeature.PRICE_LINK] = _log2(link / step)
+    out[GlobalFeature.LAMBDA1] = _log2(s.lambdas[i, 0])
+    out[GlobalFeature.LAMBDA2] = _log2(s.lambdas[i, 1])
+
+
+@jit
+def write_telemetry(s: Ledger, i: int, groups: F4, globals_: F4) -> None:
+    """Write the telemetry of the interval just ended into `groups` (N, F) and `globals_` (F,); start a new one."""
+    sums = np.zeros((groups.shape[0], 12), np.float32)
+    _gather_groups(s, i, sums)
+    _write_groups(s, i, sums, groups)
+    _write_space(s, i, globals_)
+    _write_queue(s, i, globals_)
+    _write_flow(s, i, globals_)
+    _write_control(s, i, globals_)
+    _write_prices(s, i, globals_)
+    for g in range(groups.shape[0]):
+        s.group_wishes[i, g, 0] = 0.0
+        s.group_wishes[i, g, 1] = 0.0
+    for k in range(s.tally.shape[1]):
+        s.interval_tally[i, k] = s.tally[i, k]

@@ -1,0 +1,30 @@
+"""Models: the embedded MoE, any Hugging Face MoE, and the runner that drives them over the paged cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+EMBEDDED = Path(__file__).parent / "embedded"
+
+
+def load_model(name: str) -> tuple[Any, Any]:
+    """Load a causal MoE language model (fp32, evaluation mode) and its tokenizer; never from the network.
+
+    Args:
+        name: `embedded`, or a directory in Hugging Face format.
+
+    Returns:
+        `(model, tokenizer)`.
+
+    Raises:
+        ValueError: There is no model under that name.
+    """
+    path = EMBEDDED if name == "embedded" else Path(name)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"no model at {name!r}: allowed are 'embedded' and directories with a config.json")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    return model.eval(), AutoTokenizer.from_pretrained(path, local_files_only=True)

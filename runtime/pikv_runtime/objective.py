@@ -1,0 +1,74 @@
+"""The objective, defined once: J = L / L_U + λ1·M + λ2·(1 − F), version 1.
+
+The paper's Latency + λ1·Memory − λ2·Fidelity plus the constant λ2, so that J ≥ 0 and ratios mean something.
+U is the uncapped exact run of the same workload on the model clock. Every term is linear in the ledger's tallies, so
+the charge of an interval is the same formula on the tallies' differences, and the charges of an episode sum to J.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pikv_runtime.ledger.state import Tally
+
+OBJECTIVE_VERSION = 1
+LAMBDA1 = 0.25
+LAMBDA2 = 10.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What J is measured against: the uncapped exact run U of one workload.
+
+    `latency` is Σ c_i·(TTFT_i/SLO_ttft + TPOT_i/SLO_tpot) in U; `duration_s` its length; `audited` the weight
+    Σ w_i over all audited tokens and layers of the workload; `charges` (N,) the latency of each request in U.
+    """
+
+    latency: float
+    duration_s: float
+    audited: float
+    charges: NDArray[np.float64]
+    busy_share: float
+    live_bytes_mean: float
+    live_bytes_peak: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """J and its three parts: latency L/L_U, memory M, lost fidelity 1 − F (before the λ's)."""
+
+    latency: float
+    memory: float
+    loss: float
+    lambda1: float = LAMBDA1
+    lambda2: float = LAMBDA2
+
+    @property
+    def J(self) -> float:
+        """The objective."""
+        return self.latency + self.lambda1 * self.memory + self.lambda2 * self.loss
+
+    @property
+    def fidelity(self) -> float:
+        """F = 1 − class-weighted mean of (missed mass + Σ mass·codec error) over audited tokens and layers."""
+        return 1.0 - self.loss
+
+
+def score(
+    tally: NDArray[np.float64],
+    reference: Reference,
+    cap_bytes: float,
+    lambda1: float = LAMBDA1,
+    lambda2: float = LAMBDA2,
+) -> Score:
+    """Score a tally (len(Tally),), or the difference of two: an interval's charge. `cap_bytes` over all ranks."""
+    return Score(
+        latency=float(tally[Tally.LATENCY_CHARGE]) / reference.latency,
+        memory=float(tally[Tally.BYTE_SECONDS]) / (cap_bytes * reference.duration_s),
+        loss=float(tally[Tally.LOSS]) / reference.audited if reference.audited > 0 else 0.0,
+        lambda1=lambda1,
+        lambda2=lambda2,
+    )

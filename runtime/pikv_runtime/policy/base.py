@@ -1,0 +1,20 @@
+"""What every policy is: something that decides."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from pikv_runtime.contract import Control, Telemetry
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides between two control intervals. Heuristics, runners and the guard all satisfy it."""
+
+    def decide(self, telemetry: Telemetry, out: Control | None = None) -> Control:
+        """The control for the next interval.
+
+        Writes every number of `out` if given, and returns it; keeps no reference to `telemetry`. The result
+        may hold NaN or ask for what is not legal: `clip_control` and the cache deal with that.
+        """
+        ...

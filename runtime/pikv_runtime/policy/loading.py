@@ -1,0 +1,93 @@
+"""From a name to a policy: bundles and heuristics, runners, guard."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pikv_runtime.controllers import is_spec, make_policy
+from pikv_runtime.policy.base import Policy
+from pikv_runtime.policy.bundle import Bundle, load_bundle
+from pikv_runtime.policy.golden import check_golden
+from pikv_runtime.policy.guard import Guard, GuardLimits
+from pikv_runtime.policy.manifest import BundleError
+from pikv_runtime.policy.native_runner import NativeRunner
+from pikv_runtime.policy.network import PolicyNetwork
+from pikv_runtime.policy.numpy_runner import NumpyRunner
+from pikv_runtime.policy.toolchain import NativeBuildError
+from pikv_runtime.registry import Registry
+
+_LOG = logging.getLogger("pikv")
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    _LOG.warning("native runner not available, numpy decides instead: %s", reason)
+
+
+def _native_or_numpy(network: PolicyNetwork) -> Policy:
+    try:
+        return NativeRunner(network)
+    except NativeBuildError as error:
+        _warn_once(str(error))
+        return NumpyRunner(network)
+
+
+RUNNERS: Registry[Callable[[PolicyNetwork], Policy]] = Registry("runner")
+RUNNERS.add("numpy", NumpyRunner)
+RUNNERS.add("native", _native_or_numpy)
+
+
+class BundlePolicy:
+    """A verified bundle behind a runner."""
+
+    def __init__(self, bundle: Bundle, runner: str = "native") -> None:
+        self.bundle = bundle
+        self.name = f"{bundle.manifest.name}-{bundle.manifest.version}"
+        self.runner = RUNNERS[runner](bundle.network)
+        self.decide = self.runner.decide  # no frame of our own in the hot path
+        check_golden(self.runner, bundle.golden)
+
+
+def load_policy(
+    path_or_spec: str | os.PathLike[str],
+    runner: str = "native",
+    guard: bool = True,
+    fallback: str = "lazy/h2o",
+    strict: bool = True,
+    limits: GuardLimits | None = None,
+) -> Policy:
+    """A policy ready to decide.
+
+    Args:
+        path_or_spec: Folder of a bundle, or a heuristic such as `h2o` or `static:ratio=2/h2o`.
+        runner: `native` (compiled C; numpy where there is no compiler) or `numpy`.
+        guard: Watch a bundle and fall back to `fallback`. Heuristics need no guard.
+        fallback: Spec of a heuristic.
+        strict: Raise on a refused bundle; otherwise log the reason and return the fallback.
+        limits: Of the guard.
+
+    Raises:
+        BundleError: The bundle is refused (`strict` only).
+        UnknownNameError: No such heuristic or runner.
+    """
+    RUNNERS[runner]
+    heuristic = make_policy(fallback)
+    if isinstance(path_or_spec, str) and not _is_path(path_or_spec):
+        return make_policy(path_or_spec)
+    try:
+        policy = BundlePolicy(load_bundle(Path(path_or_spec).expanduser()), runner)
+    except BundleError as error:
+        if strict:
+            raise
+        _LOG.error("bundle %s refused, %s decides: %s", path_or_spec, heuristic.name, error)
+        return heuristic
+    return Guard(policy, heuristic, limits) if guard else policy
+
+
+def _is_path(text: str) -> bool:
+    """Heuristics come first: a folder that is named like one is reached by './'."""
+    return not is_spec(text) and (os.sep in text or text.startswith((".", "~")) or Path(text).exists())

@@ -1,0 +1,1 @@
+"""Control views: see `pikv_runtime.control_views`."""

@@ -1,0 +1,190 @@
+"""Runners agree, whatever the telemetry; compiler and cache can be trusted or are not used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from pikv_runtime.contract import Control, Telemetry
+from pikv_runtime.policy import (
+    NativeRunner,
+    NumpyRunner,
+    PolicyNetwork,
+    loading,
+    native_runner,
+    random_telemetry,
+    toolchain,
+)
+from pikv_runtime.policy.codegen import source
+from pikv_runtime.policy.toolchain import NativeBuildError, cache_folder
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, toolchain.COMPILERS)), reason="needs a C compiler on PATH"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def private_cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PIKV_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+def worst_difference(first, second, samples, num_groups, seed=0):
+    """Over telemetry in range, out of range, infinite and NaN."""
+    rng, worst = np.random.default_rng(seed), 0.0
+    one, two = Control.zeros(num_groups), Control.zeros(num_groups)
+    for i in range(samples):
+        telemetry = random_telemetry(num_groups, rng)
+        if i % 4 == 1:
+            telemetry.groups *= 3
+        if i % 16 == 2:
+            telemetry.groups[rng.random(telemetry.groups.shape) < 0.1] = np.nan
+            telemetry.globals[rng.integers(35)] = np.inf
+        first.decide(telemetry, one)
+        second.decide(telemetry, two)
+        worst = max(worst, np.abs(one.groups - two.groups).max(), np.abs(one.globals - two.globals).max())
+    return worst
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_groups", [1, 8, 32])
+@pytest.mark.parametrize("samples", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_native_equals_numpy(num_groups, samples):
+    network = PolicyNetwork.random((64, 64), seed=num_groups)
+    assert worst_difference(NumpyRunner(network), NativeRunner(network), samples, num_groups) <= 1e-5
+
+
+@needs_compiler
+@pytest.mark.parametrize("hidden", [(), (5,), (33, 64, 40)])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("view", ["coef", "box", "discrete"])
+def test_native_serves_every_architecture(view, activation, hidden):
+    network = PolicyNetwork.random(hidden, view, activation, num_groups=6, seed=1)
+    assert worst_difference(NumpyRunner(network), NativeRunner(network), 100, 6) <= 1e-5
+
+
+@needs_compiler
+def test_more_groups_than_a_chunk_and_changing_counts():
+    network = PolicyNetwork.random((16,))
+    numpy, native = NumpyRunner(network), NativeRunner(network)
+    for num_groups in (200, 1, 64, 65, 200):
+        assert worst_difference(numpy, native, 20, num_groups) <= 1e-5
+
+
+@pytest.mark.parametrize("runner", [NumpyRunner, pytest.param(NativeRunner, marks=needs_compiler)])
+def test_decide_writes_out_and_leaves_telemetry_alone(runner):
+    policy, telemetry = runner(PolicyNetwork.random((8,))), random_telemetry(4, np.random.default_rng(0))
+    telemetry.groups[0, 0] = np.nan
+    before, out = telemetry.groups.copy(), Control.zeros(4)
+    assert policy.decide(telemetry, out) is out
+    np.testing.assert_array_equal(telemetry.groups, before)
+    fresh = policy.decide(telemetry)
+    np.testing.assert_array_equal(fresh.groups, out.groups)
+    # Odd strides and dtypes are copied, not trusted.
+    odd = Telemetry(np.asfortranarray(telemetry.groups.astype(np.float64)), telemetry.globals)
+    np.testing.assert_array_equal(policy.decide(odd).groups, out.groups)
+    with pytest.raises(ValueError, match=r"shape \(4, 7\)"):
+        policy.decide(Telemetry(telemetry.groups[:, :7], telemetry.globals))
+
+
+@pytest.mark.parametrize("runner", [NumpyRunner, pytest.param(NativeRunner, marks=needs_compiler)])
+def test_nan_is_not_hidden(runner):
+    network = PolicyNetwork.random((8,))
+    network.layers[-1][1][:] = np.nan  # no bundle could hold this
+    control = runner(network).decide(random_telemetry(2, np.random.default_rng(0)))
+    assert np.isnan(control.globals).all() and np.isnan(control.groups[:, 1:]).all()
+
+
+def test_fixed_number_of_groups_is_kept():
+    policy = NumpyRunner(PolicyNetwork.random((8,), "box", num_groups=3))
+    with pytest.raises(ValueError, match="serves 3 groups, the telemetry has 4"):
+        policy.decide(Telemetry.zeros(4))
+
+
+def test_source_is_reproducible_and_exact():
+    network = PolicyNetwork.random((8,))
+    assert source(network) == source(PolicyNetwork.random((8,)))
+    assert float(network.layers[0][0][0, 0]).hex() in source(network)
+    assert "-ffast-math" not in toolchain.FLAGS
+
+
+@needs_compiler
+def test_library_is_built_once_and_rebuilt_when_damaged(monkeypatch):
+    network = PolicyNetwork.random((7,), seed=9)
+    NativeRunner(network)
+    built = set(cache_folder().glob("policy-*.so"))
+    monkeypatch.setattr(toolchain, "_build", lambda *_: pytest.fail("built twice"))
+    NativeRunner(network)
+    monkeypatch.undo()
+    assert all(path.stat().st_mode & 0o777 == 0o700 for path in built)
+    assert not [p for p in cache_folder().iterdir() if p.name.startswith(".build-")]
+
+
+@needs_compiler
+def test_damaged_library_is_built_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("PIKV_CACHE", str(tmp_path))
+    text = source(PolicyNetwork.random((6,), seed=3))
+    path = cache_folder() / f"policy-{toolchain._key(text, toolchain.find_compiler())}.so"
+    path.write_bytes(b"\x7fELF not really")
+    path.chmod(0o700)
+    assert toolchain.load_library(text).pikv_decide
+
+
+def test_cache_that_others_may_write_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("PIKV_CACHE", str(tmp_path))
+    assert cache_folder().stat().st_mode & 0o777 == 0o700
+    cache_folder().chmod(0o770)
+    with pytest.raises(NativeBuildError, match="mode 770: others may write"):
+        cache_folder()
+    cache_folder_path = tmp_path / "pikv"
+    cache_folder_path.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    cache_folder_path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NativeBuildError, match="not a plain folder"):
+        cache_folder()
+
+
+def test_cache_of_somebody_else_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("PIKV_CACHE", str(tmp_path))
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(NativeBuildError, match=f"belongs to user {owner}, not to {owner + 1}"):
+        cache_folder()
+
+
+def test_cache_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("PIKV_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "pikv"
+
+
+def test_without_compiler_numpy_decides_with_one_warning(monkeypatch, caplog):
+    monkeypatch.setattr(toolchain.shutil, "which", lambda _: None)
+    loading._warn_once.cache_clear()
+    network = PolicyNetwork.random((8,))
+    with caplog.at_level(logging.WARNING, "pikv"):
+        runners = [loading.RUNNERS["native"](network) for _ in range(3)]
+    assert all(isinstance(r, NumpyRunner) for r in runners)
+    assert len(caplog.records) == 1 and "no C compiler" in caplog.text
+
+
+@needs_compiler
+def test_a_library_that_disagrees_is_refused(monkeypatch):
+    monkeypatch.setattr(
+        native_runner, "source", lambda n: source(n).replace("* (a[TERMS + i] + 1)", "* (a[TERMS + i] + 2)")
+    )
+    with pytest.raises(NativeBuildError, match=r"disagrees with numpy in control\.globals"):
+        NativeRunner(PolicyNetwork.random((8,)))
+
+
+@needs_compiler
+def test_compiler_errors_are_one_line():
+    with pytest.raises(NativeBuildError, match=r"failed with status 1: .*error") as caught:
+        toolchain.load_library("int broken(")
+    assert "\n" not in str(caught.value)
