@@ -51,14 +51,24 @@ class Observer:
         """Whether any row of a batch is observed."""
         return any(segment.observe for segment in batch.decode)
 
-    def note_scores(self, batch: OwnerBatch, layer: int, q: Tensor, gate: Tensor) -> None:
-        """Record router scores and predicted gate; q is (rows, H_q, D) or longer, gate (rows, E)."""
+    def note_scores(self, batch: OwnerBatch, layer: int, q: Tensor, gate: Tensor, scores: F4 | None) -> None:
+        """Record router scores and predicted gate.
+
+        Args:
+            batch: A local batch.
+            layer: Layer index.
+            q: (rows or more, H_q, D).
+            gate: (rows, E) predicted gate distribution.
+            scores: (rows, P) by which read sets were chosen; None in exact reading, which asks no router.
+        """
         rows = np.flatnonzero([segment.observe for segment in batch.decode])
         index = torch.from_numpy(rows)
-        scores = router_scores(
-            batch, layer, self._view, self._centroids, rows, q[index], gate[index], opinion=True
-        )
-        for row, score, distribution in zip(rows, scores, gate[index].float().cpu().numpy(), strict=True):
+        if scores is None:
+            view, table = self._view, self._centroids
+            scored = router_scores(batch, layer, view, table, rows, q[index], gate[index], opinion=True)
+        else:
+            scored = scores[rows]
+        for row, score, distribution in zip(rows, scored, gate[index].float().cpu().numpy(), strict=True):
             seen = self.observations[batch.decode[row].slot]
             seen.score[layer, : len(score)] = score
             seen.gate[layer] = distribution

@@ -112,7 +112,8 @@ class Observation:
     """(L, P) share of each page, averaged over heads. Audited: of exact attention over everything ever
     written; others: of what was read, zeros elsewhere."""
     score: F4
-    """(L, P) router scores of all full pages, ghosts included; by centroid where the router is `all`."""
+    """(L, P) router scores of all full pages, ghosts included; as read sets were chosen by (in exact reading,
+    by centroid where the router is `all`)."""
     gate: F4
     """(L, E) gate distribution predicted before attention."""
 

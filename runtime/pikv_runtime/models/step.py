@@ -119,7 +119,7 @@ class Step:
             scores = router_scores(batch, layer, view, self._tensors.centroids, every, q[:rows], gate)
         if observed:
             assert gate is not None
-            self.observer.note_scores(batch, layer, q, gate)
+            self.observer.note_scores(batch, layer, q, gate, scores)
         return Question(batch, batch.ask(layer, batch.owner), q, read_sets(batch, layer, view, scores))
 
     def _answers(self, layer: int, own: Mapping[int, Question]) -> dict[int, Parts]:

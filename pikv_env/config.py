@@ -1,0 +1,59 @@
+"""Configuration of the environments: one frozen dataclass, checked on construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pikv_runtime.config import RuntimeConfig
+from pikv_runtime.objective import LAMBDA1, LAMBDA2
+
+TRAIN_FAMILIES = ("facts-poisson", "code-bursty", "prose-diurnal", "copy-onoff")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """What an episode is made of. A pair (low, high) is drawn from, per episode; equal ends fix it."""
+
+    families: tuple[str, ...] = TRAIN_FAMILIES
+    """Workload families episodes are drawn from."""
+    profile: str = "cpu-gloo"
+    """Prices: a name in `pikv_runtime.profiles`, or a JSON file of `pikv calibrate`."""
+    geometry: str = "embedded"
+    """Shape of the model being priced."""
+    ranks: int = 1
+    """Ranks that pages are sharded over."""
+    control: str = "coef"
+    """Control view: coef, box or discrete."""
+    pressure: tuple[float, float] = (0.5, 4.0)
+    """Working set (at int8, the lowest harmless codec) over the cap; drawn log-uniformly."""
+    load: tuple[float, float] = (0.4, 0.7)
+    """Share of compute that the workload offers."""
+    lambda1: tuple[float, float] = (LAMBDA1, LAMBDA1)
+    """Price of memory; drawn log-uniformly."""
+    lambda2: tuple[float, float] = (LAMBDA2, LAMBDA2)
+    """Price of lost fidelity; drawn log-uniformly."""
+    horizon_s: float = 1800.0
+    """Arrivals stop here; then the queue drains."""
+    drain: float = 0.5
+    """Longest drain, as a share of the horizon; who is unserved then is charged."""
+    workloads: int = 12
+    """Distinct workloads prepared; episodes draw from them."""
+    runtime: RuntimeConfig = field(
+        default_factory=lambda: RuntimeConfig(codec="bf16", read="sparse", router="centroid", slots=16, blocks=4096)
+    )
+    """The runtime that is simulated; its `cap_bytes` is set by the pressure."""
+
+    def __post_init__(self) -> None:
+        if not self.families:
+            raise ValueError("families=(): at least one family is needed")
+        for name in ("pressure", "load", "lambda1", "lambda2"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}=({low}, {high}): allowed 0 < low <= high")
+        if self.load[1] > 0.85:
+            raise ValueError(f"load up to {self.load[1]}: at most 0.85, or U has no fair latency")
+        if self.ranks < 1 or self.workloads < 1 or self.horizon_s <= 0 or self.drain < 0:
+            raise ValueError(
+                f"ranks={self.ranks}, workloads={self.workloads}, horizon_s={self.horizon_s}, drain={self.drain}: "
+                "allowed ranks >= 1, workloads >= 1, horizon_s > 0, drain >= 0"
+            )
