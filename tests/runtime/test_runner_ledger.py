@@ -16,7 +16,7 @@ from pikv_runtime.ledger.observe import due, observe, read_masks
 from pikv_runtime.ledger.schedule import plan
 from pikv_runtime.ledger.setup import Shape, build, load_requests
 from pikv_runtime.ledger.state import CODECS, Tally
-from pikv_runtime.models.runner import CacheView, ModelRunner, Segment
+from pikv_runtime.models.runner import CacheView, ModelRunner, Segment, shape_of
 from pikv_runtime.requests import BATCH, INTERACTIVE, Request, chain_hashes
 from pikv_runtime.transport import LocalTransport
 
@@ -41,7 +41,8 @@ class Serving:
 
     def __init__(self, config: RuntimeConfig, ranks: int, control=None) -> None:
         self.requests = make_requests(6)
-        shape = Shape(LAYERS, EXPERTS, SIZES, 4 * 2 * 32)
+        shape = shape_of(tiny_model(), PAGE_TOKENS)
+        assert shape == Shape(LAYERS, EXPERTS, SIZES, 4 * 2 * 32)
         self.ledger = build(
             config, shape, (INTERACTIVE, BATCH), requests=6, pages=16, ranks=ranks, events=True
         )

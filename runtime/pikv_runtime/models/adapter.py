@@ -53,8 +53,10 @@ def geometry_of(model: Any, experts: int, page_tokens: int) -> Geometry:
         raise ValueError(
             f"{type(model).__name__}: only models with separate K and V projections are supported"
         )
-    if getattr(config, "sliding_window", None) is not None:
+    if _is_sliding(config):
         raise ValueError(f"{type(model).__name__}: sliding-window attention is not supported")
+    if hasattr(attention, "sinks"):
+        raise ValueError(f"{type(model).__name__}: learned attention sinks are not supported")
     head_dim = int(attention.head_dim)
     return Geometry(
         layers=len(layers),
@@ -67,6 +69,14 @@ def geometry_of(model: Any, experts: int, page_tokens: int) -> Geometry:
         dtype=weight.dtype,
         device=weight.device,
     )
+
+
+def _is_sliding(config: Any) -> bool:
+    """Whether any layer attends to a window only; families with layer types leave the size set."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return any(kind != "full_attention" for kind in kinds)
+    return bool(getattr(config, "sliding_window", None))
 
 
 @contextmanager

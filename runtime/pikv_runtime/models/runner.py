@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pikv_kernels import page_bytes
 from pikv_runtime.cache import CentroidTable, PageDirectory, PagedStore, Shadows
 from pikv_runtime.config import RuntimeConfig
+from pikv_runtime.ledger.setup import Shape
 from pikv_runtime.ledger.state import CODECS
 from pikv_runtime.models.adapter import decoder_layers, geometry_of, paged_attention
 from pikv_runtime.models.gates import Gates
@@ -34,7 +36,14 @@ from pikv_runtime.transport import LocalTransport, Transport
 
 I4 = NDArray[np.int32]
 
-__all__ = ["CacheView", "Filled", "ForwardResult", "ModelRunner", "Observation", "Segment"]
+__all__ = ["CacheView", "Filled", "ForwardResult", "ModelRunner", "Observation", "Segment", "shape_of"]
+
+
+def shape_of(model: Any, page_tokens: int) -> Shape:
+    """What the ledger must know of a model; its bytes are those that the runner's tensors have."""
+    g = geometry_of(model, Gates(decoder_layers(model)).experts, page_tokens)
+    sizes = [page_bytes(codec, g.kv_heads, page_tokens, g.head_dim, g.dtype) for codec in CODECS]
+    return Shape(g.layers, g.experts, tuple(sizes), centroid_bytes=4 * g.kv_heads * g.head_dim)
 
 
 class ModelRunner:

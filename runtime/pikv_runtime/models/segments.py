@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pikv_runtime.contract import GlobalControl, GroupControl
+from pikv_runtime.ledger.setup import ROUTER_CODES
 from pikv_runtime.ledger.state import Ledger
 
 I1 = NDArray[np.int8]
 I4 = NDArray[np.int32]
 F4 = NDArray[np.float32]
-ROUTER_NAMES = ("all", "gate", "centroid")  # `Ledger.router` by number
+ROUTER_NAMES = {code: name for name, code in ROUTER_CODES.items()}
 
 
 @dataclass(frozen=True)

@@ -124,19 +124,12 @@ class Step:
 
     def _answers(self, layer: int, own: Mapping[int, Question]) -> dict[int, Parts]:
         """Local owner -> what it asked and got from every rank, its own first."""
-        asks = self._remote.asks(layer) if self._remote else {}
-        if self._remote is None or not asks:  # every rank derives the same asks: all take part, or none does
-            return {
-                rank: [
-                    (
-                        question.ask,
-                        answer(self._tensors.stores[rank], rank, layer, [question], self._scale)[0],
-                    )
-                ]
-                for rank, question in own.items()
-            }
-        queries, reads = {o: x.q for o, x in own.items()}, {o: x.read for o, x in own.items()}
-        arrived = self._remote.send_questions(asks, queries, reads)
+        remote = self._remote
+        asks = remote.asks(layer) if remote else {}
+        arrived: dict[tuple[int, int], Question] = {}
+        if remote and asks:  # every rank derives the same asks: all take part, or none does
+            queries, reads = {o: x.q for o, x in own.items()}, {o: x.read for o, x in own.items()}
+            arrived = remote.send_questions(asks, queries, reads)
         parts: dict[int, Parts] = {}
         replies: dict[tuple[int, int], Answer] = {}
         for rank, store in self._tensors.stores.items():
@@ -144,8 +137,9 @@ class Step:
             given = answer(store, rank, layer, [own[rank], *(arrived[p] for p in guests)], self._scale)
             parts[rank] = [(own[rank].ask, given[0])]
             replies.update(zip(guests, given[1:], strict=True))
-        for (owner, rank), part in self._remote.send_answers(asks, replies).items():
-            parts[owner].append((asks[owner, rank], part))
+        if remote and asks:
+            for (owner, rank), part in remote.send_answers(asks, replies).items():
+                parts[owner].append((asks[owner, rank], part))
         return parts
 
 

@@ -1,8 +1,8 @@
 """Train the embedded model: `python -m pikv_runtime.models.training.train --out DIR --minutes N`.
 
 The curriculum starts with short copies and facts and lengthens the context when the recall of facts has
-formed, or when a stage has used its share of the time. The loss of a synthetic context lies almost entirely
-on its answers; that of prose and code lies on every token.
+formed, or when a stage has used its share of the time; the last stage goes over the middle lengths again. The
+loss of a synthetic context lies almost entirely on its answers; that of prose and code lies on every token.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ STAGES = (
     Stage(384, 8, _MIXED, 0.64),
     Stage(768, 5, _MIXED, 0.78),
     Stage(1536, 3, _LONG, 0.9),
-    Stage(2304, 2, _LONG, 1.0),
+    Stage(2560, 2, _LONG, 1.0),
 )
+REVISITED = STAGES[2:]
 
 
 @dataclass
@@ -195,7 +196,10 @@ class Trainer:
         share = self.progress.seconds / self.budget
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step, share, self.peak)
-        parts = losses(self.model, *draw_batch(self.rng, STAGES[self.progress.stage]))
+        stage = STAGES[self.progress.stage]
+        if stage is STAGES[-1]:
+            stage = REVISITED[int(self.rng.integers(len(REVISITED)))]
+        parts = losses(self.model, *draw_batch(self.rng, stage))
         loss = parts["answer"] + parts["text"] + 0.05 * parts["other"]
         (loss + self.model.config.router_aux_loss_coef * parts["balance"]).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

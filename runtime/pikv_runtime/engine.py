@@ -1,0 +1,345 @@
+"""The engine: schedule → forward → telemetry → control → postprocess, over the ledger's lane 0.
+
+Every rank runs the same engine on a replica of the ledger; only the forward pass differs. Rank 0 decides and the
+decision is broadcast, in wall-clock mode with the time each iteration took.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pikv_runtime import ledger as L
+from pikv_runtime.config import RuntimeConfig
+from pikv_runtime.contract import Control, Telemetry, clip_control
+from pikv_runtime.ledger.drive import Bank, enforce, next_event_s, reference_run, replay_signals
+from pikv_runtime.ledger.state import NO_CAP, Status
+from pikv_runtime.models.segments import CacheView, ForwardResult, Segment
+from pikv_runtime.objective import LAMBDA1, LAMBDA2, Reference, Score, score
+from pikv_runtime.policy.base import Policy
+from pikv_runtime.profiles import Geometry, load_profile
+from pikv_runtime.requests import Request, Workload
+from pikv_runtime.transport import LocalTransport, Transport
+
+
+@dataclass(frozen=True)
+class Served:
+    """A finished request: what came out, and how fast."""
+
+    request: Request
+    output_ids: NDArray[np.int32]
+    ttft_s: float
+    tpot_s: float
+    hit_tokens: int
+    preempted: int
+
+
+@dataclass
+class Timers:
+    """Wall seconds that the engine spent, by part."""
+
+    forward_s: float = 0.0
+    tensors_s: float = 0.0
+    ledger_s: float = 0.0
+    decision_s: float = 0.0
+    decisions: int = 0
+
+
+class Engine:
+    """Serves workloads with an MoE model over the paged, expert-sharded cache.
+
+    Args:
+        model: a Hugging Face MoE model, `"embedded"`, or a path.
+        config: the runtime's configuration.
+        policy: a spec (`"lazy/h2o"`), a bundle's folder, an object with `decide`, or None: the configured ranker,
+            nothing lossy.
+        ranks: logical ranks; played by this process unless `transport` says otherwise.
+        clock: `"model"` (deterministic, from the profile) or `"wall"` (measured; idle time is skipped).
+        profile: prices of the model clock, and of the policy's telemetry on either clock.
+        signals: recorded signals to feed the ledger instead of the live ones (level-A parity).
+        lambdas: prices of memory and of lost fidelity.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: RuntimeConfig,
+        policy: str | Policy | None = None,
+        ranks: int = 1,
+        *,
+        clock: Literal["model", "wall"] = "model",
+        profile: str = "cpu-gloo",
+        signals: Bank | None = None,
+        transport: Transport | None = None,
+        lambdas: tuple[float, float] = (LAMBDA1, LAMBDA2),
+    ) -> None:
+        if clock not in ("model", "wall"):
+            raise ValueError(f"clock={clock!r}: allowed are 'model' and 'wall'")
+        if isinstance(model, str):
+            from pikv_runtime.models import load_model
+
+            model = load_model(model)[0]
+        self.model, self.config, self.clock = model, config, clock
+        self.transport = transport if transport is not None else LocalTransport(ranks)
+        self.policy = _policy(policy, config)
+        self.signals, self.lambdas = signals, lambdas
+        self.prices = load_profile(profile).prices()
+
+    # ------------------------------------------------------------------ loading
+
+    def load(self, workload: Workload, reference: Reference | None = None) -> None:
+        """Make a fresh ledger and fresh tensors for `workload`; runs U on the model clock unless it is given."""
+        from pikv_runtime.models.runner import ModelRunner
+
+        requests = workload.requests
+        if self.signals is None and any(r.prompt_ids is None for r in requests):
+            raise ValueError("a live run needs prompt_ids in every request")
+        pages = L.pages_needed(requests, self.config.page_tokens)
+        if self.signals is not None:
+            pages = max(pages, self.signals.tags.shape[2])
+        geometry = geometry_of_model(self.model)
+        shape = geometry.shape(self.config.page_tokens)
+        sizes = {"requests": len(requests), "pages": pages, "ranks": self.transport.world}
+        self.ledger = L.build(self.config, shape, workload.classes, events=True, **sizes)
+        scratch = L.build(self.config, shape, workload.classes, **sizes)
+        self.ledger.prices[0], self.ledger.lambdas[0] = self.prices, self.lambdas
+        seed = int(getattr(workload, "seed", 0))
+        L.load_requests(self.ledger, 0, requests, audit_seed=seed, audit_share=self.config.audit_share)
+        bank = self.signals or Bank.empty(shape.layers, pages)
+        self.reference = reference or reference_run(self.ledger, 0, bank, scratch)
+        self.observations = L.observations(self.ledger, 0)
+        self.runner = ModelRunner(self.model, self.config, self.transport, blocks=self.ledger.block_hash.shape[1])
+        self.requests, self.outputs = requests, [list[int]() for _ in requests]
+        self.timers, self.control_log = Timers(), list[bytes]()
+        groups = self.ledger.control_groups.shape[1]
+        self._telemetry, self._control = Telemetry.zeros(groups), Control.neutral(groups)
+        self._tenants: dict[int, tuple[int, int]] = {}
+        self._reported: set[int] = set()
+
+    # ------------------------------------------------------------------ serving
+
+    def run(self, workload: Workload, limit_s: float = float("inf")) -> Iterator[Served]:
+        """Serve `workload`, yielding each request when it finishes; stops at `limit_s` on the engine's clock."""
+        self.load(workload)
+        done = False
+        self.measure()
+        while not done:
+            self.decide()
+            done = self.run_interval(limit_s)
+            self.measure()
+            yield from self._finished()
+        self.close()
+
+    def run_interval(self, limit_s: float = float("inf")) -> bool:
+        """Serve until the control interval ends. Returns whether the episode is over."""
+        s = self.ledger
+        while s.clock_s[0] < s.interval_end_s[0] and s.unfinished[0] > 0 and s.clock_s[0] < limit_s:
+            self.step(min(float(s.interval_end_s[0]), limit_s))
+        while s.interval_end_s[0] <= s.clock_s[0]:
+            s.interval_end_s[0] += s.interval_s[0]
+        return bool(s.unfinished[0] <= 0 or s.clock_s[0] >= limit_s)
+
+    def step(self, end_s: float) -> None:
+        """One iteration, or a jump to the next event where there is nothing to do."""
+        started = time.perf_counter()
+        if not self._schedule():
+            L.advance(self.ledger, 0, max(1e-9, next_event_s(self.ledger, 0, end_s) - self.ledger.clock_s[0]))
+            return
+        result = self._forward()
+        self._signal(result)
+        self._postprocess(result, started)
+
+    def decide(self) -> Control:
+        """Ask the policy (on rank 0), broadcast its control and put it into force."""
+        started = time.perf_counter()
+        if 0 in self.transport.local_ranks:
+            self.policy.decide(self._telemetry, self._control)
+            clip_control(self._control)
+        self.timers.decision_s += time.perf_counter() - started
+        self.timers.decisions += 1
+        self.enforce(self._control)
+        return self._control
+
+    def enforce(self, control: Control) -> None:
+        """Put rank 0's `control` into force on every rank."""
+        for array in (control.groups, control.globals):
+            self.transport.broadcast(torch.from_numpy(array))
+        self.control_log.append(control.groups.tobytes() + control.globals.tobytes())
+        self.ledger.control_groups[0] = control.groups
+        self.ledger.control_globals[0] = control.globals
+        enforce(self.ledger, 0)
+
+    def measure(self) -> Telemetry:
+        """Write the telemetry of the interval just ended."""
+        L.write_telemetry(self.ledger, 0, self._telemetry.groups, self._telemetry.globals)
+        return self._telemetry
+
+    def close(self) -> None:
+        """End the episode: charge whoever is unserved."""
+        L.close(self.ledger, 0, self.reference.charges, self.observations)
+
+    # ------------------------------------------------------------------ the parts of a step
+
+    def _schedule(self) -> int:
+        """Plan an iteration; make tensors agree with what the ledger has decided since the last one."""
+        tokens = int(L.plan(self.ledger, 0))
+        self._follow_tenants()
+        started = time.perf_counter()
+        self._apply_events()
+        self.timers.tensors_s += time.perf_counter() - started
+        return tokens
+
+    def _forward(self) -> ForwardResult:
+        started = time.perf_counter()
+        result = self.runner.forward(self._segments(), CacheView.of(self.ledger))
+        self.timers.forward_s += time.perf_counter() - started
+        return result
+
+    def _signal(self, result: ForwardResult) -> None:
+        """Tell the ledger what the forward pass found out: attention mass, late-bound tags, codec errors."""
+        s = self.ledger
+        if self.signals is not None:
+            replay_signals(s, 0, self.signals)
+            return
+        pages = s.page_block.shape[2]
+        for seen in sorted(result.observations, key=lambda o: o.slot):
+            pad = ((0, 0), (0, pages - seen.mass.shape[1]))
+            L.observe(s, 0, seen.slot, np.pad(seen.mass, pad), np.pad(seen.score, pad))
+        for filled in sorted(result.filled, key=lambda f: (f.slot, f.page)):
+            L.tag_page(s, 0, s.page_block[0, filled.slot, filled.page], filled.tags, filled.errors)
+
+    def _postprocess(self, result: ForwardResult, started: float) -> None:
+        """Record tokens, let time pass, commit the iteration."""
+        s = self.ledger
+        for slot, token in result.next_tokens.items():
+            q = int(s.slot_request[0, slot])
+            if s.slot_tokens[0, slot] + s.slot_plan[0, slot] >= s.slot_target[0, slot]:
+                self._append(q, token)
+        if self.clock == "model":
+            L.commit(s, 0, L.price(s, 0))
+            return
+        elapsed = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
+        s.pending_s[0] = 0.0  # measured with the iteration
+        L.commit(s, 0, float(self.transport.broadcast(elapsed)[0]))
+
+    def _append(self, q: int, token: int) -> None:
+        request, output = self.requests[q], self.outputs[q]
+        if self.ledger.req_audited[0, q] and request.exact_ids is not None and len(output) < len(request.exact_ids):
+            token = int(request.exact_ids[len(output)])  # audits follow the exact continuation
+        output.append(token)
+
+    def _segments(self) -> list[Segment]:
+        s = self.ledger
+        segments = []
+        for r in np.flatnonzero(s.slot_plan[0] > 0).tolist():
+            q, start, count = int(s.slot_request[0, r]), int(s.slot_tokens[0, r]), int(s.slot_plan[0, r])
+            decode = bool(s.slot_tokens[0, r] >= s.slot_target[0, r])
+            segments.append(
+                Segment(
+                    slot=r,
+                    owner=int(s.slot_owner[0, r]),
+                    start=start,
+                    token_ids=self._tokens(q, start, count),
+                    decode=decode,
+                    observe=decode and L.due(s, 0, r) >= 0,
+                    audited=bool(s.req_audited[0, q]),
+                )
+            )
+        return segments
+
+    def _tokens(self, q: int, start: int, count: int) -> NDArray[np.int32]:
+        """Tokens [start, start + count) of request `q`: prompt, then what it has generated."""
+        request = self.requests[q]
+        if request.prompt_ids is None:
+            return np.zeros(count, np.int32)
+        prompt = request.prompt_ids[start : start + count]
+        begin = max(0, start - request.prompt_tokens)
+        generated = self.outputs[q][begin : begin + count - len(prompt)]
+        return np.concatenate([prompt, np.array(generated, np.int32)]).astype(np.int32)
+
+    def _apply_events(self) -> None:
+        count = int(self.ledger.event_count[0])
+        if count:
+            self.runner.apply_events(self.ledger.events[0, :count].copy())
+            self.ledger.event_count[0] = 0
+
+    def _follow_tenants(self) -> None:
+        """Drop the exact shadow of every request that left its slot."""
+        s = self.ledger
+        for r in range(s.slot_request.shape[1]):
+            q = int(s.slot_request[0, r])
+            tenant = (q, int(s.req_preempted[0, q]) if q >= 0 else 0)
+            if r in self._tenants and self._tenants[r] != tenant:
+                self.runner.drop_shadow(r)
+            self._tenants[r] = tenant
+
+    # ------------------------------------------------------------------ results
+
+    def _finished(self) -> Iterator[Served]:
+        s = self.ledger
+        for q in np.flatnonzero(s.req_status[0, : len(self.requests)] == Status.DONE).tolist():
+            if q not in self._reported:
+                self._reported.add(q)
+                yield self._served(q)
+
+    def _served(self, q: int) -> Served:
+        s, request = self.ledger, self.requests[q]
+        first, finish = float(s.req_first_s[0, q]), float(s.req_finish_s[0, q])
+        return Served(
+            request,
+            np.array(self.outputs[q], np.int32),
+            ttft_s=first - request.arrival_s,
+            tpot_s=(finish - first) / max(1, request.output_tokens - 1),
+            hit_tokens=int(s.req_hit_tokens[0, q]),
+            preempted=int(s.req_preempted[0, q]),
+        )
+
+    def telemetry(self) -> Telemetry:
+        """Telemetry of the last interval."""
+        return self._telemetry
+
+    def score(self) -> Score:
+        """J of the episode so far, final after `run`. Memory is taken relative to the cap (or to U's peak)."""
+        cap = float(self.ledger.cap_bytes[0])
+        total = cap * self.transport.world if cap < NO_CAP else max(1.0, self.reference.live_bytes_peak)
+        return score(self.ledger.tally[0], self.reference, total, *self.lambdas)
+
+    def costs(self) -> Any:
+        """The episode's costs in physical units."""
+        from pikv_runtime.costs import CostBreakdown
+
+        return CostBreakdown.of(self.ledger, 0)
+
+
+def geometry_of_model(model: Any) -> Geometry:
+    """The geometry that prices and page bytes follow from."""
+    c = model.config
+    heads = int(c.num_attention_heads)
+    experts = next(int(getattr(c, n)) for n in ("num_local_experts", "num_experts", "n_routed_experts") if hasattr(c, n))
+    return Geometry(
+        name=str(c.model_type),
+        layers=int(c.num_hidden_layers),
+        experts=experts,
+        query_heads=heads,
+        kv_heads=int(getattr(c, "num_key_value_heads", heads)),
+        head_dim=int(getattr(c, "head_dim", None) or c.hidden_size // heads),
+        native_bytes=int(next(model.parameters()).element_size()),
+    )
+
+
+def _policy(policy: str | Policy | None, config: RuntimeConfig) -> Policy:
+    if policy is None:
+        from pikv_runtime.controllers import make_policy
+
+        return make_policy(f"capped_exact/{config.ranker}")
+    if isinstance(policy, str):
+        from pikv_runtime.policy import load_policy
+
+        return load_policy(policy)
+    return policy
