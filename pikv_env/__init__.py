@@ -1,0 +1,34 @@
+"""PiKV environments: importing this package registers `PiKV/Trace-v0` and `PiKV/Runtime-v0` with Gymnasium."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from gymnasium.envs.registration import register
+
+# Name -> module: resolved on first use, so that registering costs neither torch nor numba.
+_EXPORTS = {
+    "EnvConfig": "pikv_env.config",
+    "TraceBatch": "pikv_env.batch",
+    "TraceEnv": "pikv_env.trace_env",
+    "TraceLibrary": "pikv_env.traces",
+    "TraceVecEnv": "pikv_env.sb3",
+    "TraceVectorEnv": "pikv_env.vector",
+    "WorkloadPool": "pikv_env.pool",
+    "make_sb3": "pikv_env.sb3",
+}
+__all__ = [*_EXPORTS]
+
+register(
+    "PiKV/Trace-v0",
+    entry_point="pikv_env.trace_env:TraceEnv",
+    vector_entry_point="pikv_env.vector:TraceVectorEnv",
+)
+register("PiKV/Runtime-v0", entry_point="pikv_env.runtime_env:RuntimeEnv")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'pikv_env' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

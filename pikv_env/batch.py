@@ -12,21 +12,26 @@ from numpy.typing import NDArray
 
 from pikv_env.config import EnvConfig
 from pikv_env.pool import Prepared, WorkloadPool
+from pikv_env.snapshot import LaneState, restore_lane, save_lane
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import GLOBAL_CONTROLS, GLOBAL_FEATURES, GROUP_CONTROLS, GROUP_FEATURES, Control
 from pikv_runtime.ledger import Tally, clear, close, copy_requests, write_telemetry
 from pikv_runtime.ledger.drive import Bank, enforce, run_interval
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import F4, Ledger
-from pikv_runtime.objective import Score, score
+from pikv_runtime.objective import Score, charges, denominators, score, weigh
+from pikv_runtime.profiles import load_geometry
+from pikv_runtime.views.base import CONTROL_GLOBAL_BOUNDS, CONTROL_GROUP_BOUNDS
 
 Floats = NDArray[np.float64]
 
 
 @jit
 def step_lanes(s: Ledger, low: int, high: int, bank: Bank, limit_s, groups: F4, globals_: F4, done) -> None:  # type: ignore[no-untyped-def]
-    """Enforce the controls, run one interval and write telemetry for lanes [low, high)."""
+    """Enforce the controls, run one interval and write telemetry for lanes [low, high) that are not over."""
     for i in range(low, high):
+        if done[i]:
+            continue
         enforce(s, i)
         done[i] = run_interval(s, i, bank, limit_s[i])
         write_telemetry(s, i, groups[i], globals_[i])
@@ -35,11 +40,13 @@ def step_lanes(s: Ledger, low: int, high: int, bank: Bank, limit_s, groups: F4, 
 class TraceBatch:
     """n episodes side by side. A step is one control interval; the reward is minus its charge.
 
+    A lane that is over stays as it is, at reward 0, until it is reset.
+
     Args:
-        library: recorded traces; its page size and observation period must be the runtime's.
+        library: recorded traces; pages, observation period and layers must be the runtime's and the geometry's.
         config: what episodes are made of.
         num_envs: lanes n.
-        seed: everything that is drawn derives from it.
+        seed: everything that is drawn derives from it: the pool, and each lane's episodes.
         pool: prepared workloads to share between batches (made here if None).
         threads: lanes are stepped by so many threads; answers do not depend on it.
     """
@@ -53,6 +60,8 @@ class TraceBatch:
         pool: WorkloadPool | None = None,
         threads: int = 1,
     ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs}: must be at least 1")
         _check_match(library, config)
         self.config, self.num_envs = config, num_envs
         self.pool = pool if pool is not None else WorkloadPool(library, config, seed)
@@ -64,64 +73,103 @@ class TraceBatch:
         self.globals = np.zeros((n, len(GLOBAL_FEATURES)), np.float32)
         self.control_groups = np.zeros((n, self.num_groups, len(GROUP_CONTROLS)), np.float32)
         self.control_globals = np.zeros((n, len(GLOBAL_CONTROLS)), np.float32)
+        self._neutral = Control.neutral(self.num_groups)
         self.done = np.zeros(n, np.bool_)
         self.limit_s = np.zeros(n)
-        self.before = np.zeros((n, len(Tally)))
-        self.episode: list[Prepared] = [self.pool.prepared[0]] * n
+        self.before = np.zeros((n, len(Tally)))  # tallies at the interval's start
+        self.scale = np.ones((n, 3))  # denominators of latency, memory and loss
+        self.parts = np.zeros((n, 3))  # latency, memory and loss of the last interval
+        self.workload = np.zeros(n, np.int64)  # number in the pool
+        self.pressure = np.zeros(n)
+        self.elapsed = np.zeros(n, np.int64)  # steps of the episode so far
         self.rngs = [np.random.default_rng([seed, lane]) for lane in range(n)]
         self.threads = max(1, min(threads, n))
         self._workers = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
 
     def seed(self, seed: int) -> None:
         """Draw all later episodes from `seed`, independently per lane."""
-        self.rngs = [np.random.default_rng([seed, lane]) for lane in range(self.num_envs)]
+        for lane in range(self.num_envs):
+            self.seed_lane(lane, seed, lane)
+
+    def seed_lane(self, i: int, seed: int, stream: int = 0) -> None:
+        """Draw lane `i`'s later episodes as lane `stream` of a batch of seed `seed` would."""
+        self.rngs[i] = np.random.default_rng([seed, stream])
 
     def reset_lane(
-        self, i: int, workload: int | None = None, pressure: float | None = None, lambdas: tuple[float, float] | None = None
+        self,
+        i: int,
+        workload: int | None = None,
+        pressure: float | None = None,
+        lambdas: tuple[float, float] | None = None,
     ) -> None:
-        """Start an episode in lane `i`; what is not given is drawn."""
+        """Start an episode in lane `i`; what is not given is drawn (and drawing is not shifted by what is given)."""
         rng, config = self.rngs[i], self.config
-        drawn = int(rng.integers(len(self.pool.prepared)))
-        log_pressure = np.exp(rng.uniform(*np.log(config.pressure)))
-        log_lambda1 = np.exp(rng.uniform(*np.log(config.lambda1)))
-        log_lambda2 = np.exp(rng.uniform(*np.log(config.lambda2)))
-        j = drawn if workload is None else workload
-        self.episode[i] = prepared = self.pool.prepared[j]
+        j = int(rng.integers(len(self.pool.prepared)))
+        level, *prices = [_log_uniform(rng, pair) for pair in (config.pressure, config.lambda1, config.lambda2)]
+        self.workload[i] = j if workload is None else workload
+        self.pressure[i] = level if pressure is None else pressure
+        prepared = self.prepared(i)
         clear(self.state, i)
-        copy_requests(self.state, i, self.pool.store, j)
-        self.state.cap_bytes[i] = self.cap_for(prepared, pressure if pressure is not None else float(log_pressure))
-        self.state.lambdas[i] = lambdas if lambdas is not None else (log_lambda1, log_lambda2)
+        copy_requests(self.state, i, self.pool.store, int(self.workload[i]))
+        self.state.cap_bytes[i] = self.cap_for(prepared, float(self.pressure[i]))
+        self.state.lambdas[i] = prices if lambdas is None else lambdas
+        self.scale[i] = denominators(prepared.reference, self.cap_total(i))
         self.limit_s[i] = config.horizon_s * (1 + config.drain)
-        self.before[i] = 0.0
+        self.before[i] = self.parts[i] = 0.0
+        self.elapsed[i] = 0
         self.done[i] = False
         write_telemetry(self.state, i, self.groups[i], self.globals[i])
+
+    def prepared(self, i: int) -> Prepared:
+        """The workload that lane `i` plays."""
+        return self.pool.prepared[int(self.workload[i])]
 
     def cap_for(self, prepared: Prepared, pressure: float) -> int:
         """Cap of one rank at `pressure`; never below what the largest request needs."""
         share = prepared.working_set_bytes / pressure / self.config.ranks
         return max(prepared.floor_bytes, int(share))
 
+    def cap_total(self, i: int) -> float:
+        """Cap of lane `i` over all ranks, bytes."""
+        return float(self.state.cap_bytes[i]) * self.config.ranks
+
     def step(self) -> Floats:
         """Run one interval under `control_groups` and `control_globals` (clipped here). Returns rewards (n,)."""
         self._legalise()
         self.state.control_groups[:] = self.control_groups
         self.state.control_globals[:] = self.control_globals
+        running = ~self.done
         self._run()
-        for i in np.flatnonzero(self.done):
-            episode = self.episode[i]
-            close(self.state, i, episode.reference.charges, episode.observations)
-        rewards = np.array([-self._charge(i, self.state.tally[i] - self.before[i]).J for i in range(self.num_envs)])
+        for i in np.flatnonzero(self.done & running):
+            prepared = self.prepared(int(i))
+            close(self.state, int(i), prepared.reference.charges, prepared.observations)
+        self.elapsed += running
+        self.parts = charges(self.state.tally - self.before, self.scale)
         self.before[:] = self.state.tally
+        rewards: Floats = -weigh(self.parts, self.state.lambdas)
         return rewards
 
-    def scores(self) -> list[Score]:
-        """Score of every lane's episode so far; final once `done`."""
-        return [self._charge(i, self.state.tally[i]) for i in range(self.num_envs)]
+    def score(self, i: int) -> Score:
+        """Score of lane `i`'s episode so far; final once `done`."""
+        lambda1, lambda2 = self.state.lambdas[i].tolist()
+        return score(self.state.tally[i], self.prepared(i).reference, self.cap_total(i), lambda1, lambda2)
 
-    def _charge(self, i: int, tally: Floats) -> Score:
-        cap = float(self.state.cap_bytes[i]) * self.config.ranks
-        lambda1, lambda2 = self.state.lambdas[i]
-        return score(tally, self.episode[i].reference, cap, float(lambda1), float(lambda2))
+    def scores(self) -> list[Score]:
+        """Scores of all lanes."""
+        return [self.score(i) for i in range(self.num_envs)]
+
+    def get_state(self, i: int) -> LaneState:
+        """A copy of lane `i`, from which `set_state` continues identically."""
+        return save_lane(self, i)
+
+    def set_state(self, i: int, state: LaneState) -> None:
+        """Continue lane `i` from `state`; raises ValueError where it comes from another pool."""
+        restore_lane(self, i, state)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._workers is not None:
+            self._workers.shutdown()
 
     def _run(self) -> None:
         args = (self.bank, self.limit_s, self.groups, self.globals, self.done)
@@ -138,21 +186,31 @@ class TraceBatch:
 
     def _legalise(self) -> None:
         """Clip every lane's control to the contract's ranges; NaN becomes neutral."""
-        neutral = Control.neutral(self.num_groups)
-        for values, safe, columns in (
-            (self.control_groups, neutral.groups, GROUP_CONTROLS),
-            (self.control_globals, neutral.globals, GLOBAL_CONTROLS),
+        for values, safe, (low, high) in (
+            (self.control_groups, self._neutral.groups, CONTROL_GROUP_BOUNDS),
+            (self.control_globals, self._neutral.globals, CONTROL_GLOBAL_BOUNDS),
         ):
-            low = np.array([c.low for c in columns], np.float32)
-            high = np.array([c.high for c in columns], np.float32)
             np.copyto(values, np.clip(np.where(np.isnan(values), safe, values), low, high))
 
 
+def _log_uniform(rng: np.random.Generator, pair: tuple[float, float]) -> float:
+    """A number between the ends whose logarithm is uniform; exactly the end where both are equal."""
+    low, high = pair
+    return float(low * (high / low) ** rng.random())
+
+
 def _check_match(library: TraceLibrary, config: EnvConfig) -> None:
-    runtime = config.runtime
+    """Refuse a library recorded for another runtime or model shape: the compiled ledger does not check indices."""
+    runtime, geometry = config.runtime, load_geometry(config.geometry)
     for name in ("page_tokens", "observe_tokens"):
         if getattr(library, name) != getattr(runtime, name):
             raise ValueError(
                 f"the traces were recorded with {name}={getattr(library, name)}, "
                 f"the runtime has {getattr(runtime, name)}"
+            )
+    for name in ("layers", "experts"):
+        if getattr(library, name) != getattr(geometry, name):
+            raise ValueError(
+                f"the traces were recorded with {getattr(library, name)} {name}, "
+                f"geometry {geometry.name!r} has {getattr(geometry, name)}"
             )

@@ -18,6 +18,9 @@ OBJECTIVE_VERSION = 1
 LAMBDA1 = 0.25
 LAMBDA2 = 10.0
 
+Floats = NDArray[np.float64]
+_CHARGED = [Tally.LATENCY_CHARGE, Tally.BYTE_SECONDS, Tally.LOSS]
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -30,7 +33,7 @@ class Reference:
     latency: float
     duration_s: float
     audited: float
-    charges: NDArray[np.float64]
+    charges: Floats
     busy_share: float
     live_bytes_mean: float
     live_bytes_peak: float
@@ -49,7 +52,8 @@ class Score:
     @property
     def J(self) -> float:
         """The objective."""
-        return self.latency + self.lambda1 * self.memory + self.lambda2 * self.loss
+        parts = np.array([self.latency, self.memory, self.loss])
+        return float(weigh(parts, np.array([self.lambda1, self.lambda2])))
 
     @property
     def fidelity(self) -> float:
@@ -57,18 +61,32 @@ class Score:
         return 1.0 - self.loss
 
 
+def denominators(reference: Reference, cap_bytes: float) -> Floats:
+    """What latency, memory and loss are divided by, (3,). `cap_bytes` over all ranks."""
+    audited = reference.audited if reference.audited > 0 else np.inf  # nothing audited: nothing lost
+    return np.array([reference.latency, cap_bytes * reference.duration_s, audited])
+
+
+def charges(tally: Floats, scale: Floats) -> Floats:
+    """Latency, memory and lost fidelity (..., 3) of tallies (..., len(Tally)) or of their differences.
+
+    `scale` (..., 3) are the `denominators`. This and `weigh` are the only definition of J.
+    """
+    return tally[..., _CHARGED] / scale
+
+
+def weigh(parts: Floats, lambdas: Floats) -> Floats:
+    """J (...) of `parts` (..., 3) under the prices `lambdas` (..., 2)."""
+    return parts[..., 0] + lambdas[..., 0] * parts[..., 1] + lambdas[..., 1] * parts[..., 2]
+
+
 def score(
-    tally: NDArray[np.float64],
+    tally: Floats,
     reference: Reference,
     cap_bytes: float,
     lambda1: float = LAMBDA1,
     lambda2: float = LAMBDA2,
 ) -> Score:
     """Score a tally (len(Tally),), or the difference of two: an interval's charge. `cap_bytes` over all ranks."""
-    return Score(
-        latency=float(tally[Tally.LATENCY_CHARGE]) / reference.latency,
-        memory=float(tally[Tally.BYTE_SECONDS]) / (cap_bytes * reference.duration_s),
-        loss=float(tally[Tally.LOSS]) / reference.audited if reference.audited > 0 else 0.0,
-        lambda1=lambda1,
-        lambda2=lambda2,
-    )
+    latency, memory, loss = charges(tally, denominators(reference, cap_bytes)).tolist()
+    return Score(latency, memory, loss, lambda1, lambda2)

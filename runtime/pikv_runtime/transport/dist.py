@@ -45,5 +45,6 @@ class TorchDistTransport(Counters):
         """Overwrite `tensor` with rank `src`'s; see `Transport.broadcast`."""
         if self.rank == src:
             self.sent_bytes["control"] += (self.world - 1) * tensor.nbytes
-        dist.broadcast(tensor, src=src, group=self._group)
-        return tensor
+        buffer = tensor.to(self._device)  # the tensor itself where it is on the links' device
+        dist.broadcast(buffer, src=src, group=self._group)
+        return tensor.copy_(buffer)

@@ -1,0 +1,138 @@
+"""`PiKV/Trace-v0` for Stable-Baselines3: the batch behind its `VecEnv`, without a Python loop over lanes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from pikv_env.batch import TraceBatch
+from pikv_env.builtin import make_config, resolve_library
+from pikv_env.config import EnvConfig
+from pikv_env.episode import episode_info, reset_info, reset_lane
+from pikv_env.pool import WorkloadPool
+from pikv_env.spaces import Actions, PolicySpaces
+from pikv_env.traces.library import TraceLibrary
+from pikv_runtime.contract import Array
+
+TRACE_ID = "PiKV/Trace-v0"
+Indices = int | Iterable[int] | None
+
+
+def make_sb3(env_id: str = TRACE_ID, num_envs: int = 1, **kwargs: Any) -> VecEnv:
+    """An SB3 environment of `num_envs` lanes; `kwargs` as for `gymnasium.make`, for traces also `threads`."""
+    if env_id.removeprefix("pikv_env:") == TRACE_ID:
+        return TraceVecEnv(num_envs, **kwargs)
+    return DummyVecEnv([lambda: gym.make(env_id, **kwargs) for _ in range(num_envs)])
+
+
+class TraceVecEnv(VecEnv):  # type: ignore[misc]
+    """`num_envs` episodes side by side; arguments as for `TraceEnv`, and `threads`.
+
+    `env_method` calls the batch's lane methods (`get_state`, `set_state`, `reset_lane`, `score`), `get_attr` reads its
+    attributes, a lane's own share of them where they have one. `parts` (n, 3) is the last interval's latency, memory
+    and loss. An episode's end brings `episode_cost` and `episode` (reward, length, time), with or without VecMonitor.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        library: TraceLibrary | str | Path | None = None,
+        *,
+        config: EnvConfig | None = None,
+        seed: int = 0,
+        pool: WorkloadPool | None = None,
+        threads: int = 1,
+        **fields: Any,
+    ) -> None:
+        self.config = make_config(config, **fields)
+        self.batch = TraceBatch(resolve_library(library), self.config, num_envs, seed, pool, threads)
+        self.spaces = PolicySpaces(self.config.control, self.batch.num_groups)
+        self._returns = np.zeros(num_envs)
+        self._start_s = time.monotonic()
+        super().__init__(num_envs, self.spaces.observation_space, self.spaces.action_space)
+
+    def reset(self) -> Array:
+        """Start an episode in every lane, under the options of `set_options`."""
+        for i, options in enumerate(self._options):
+            reset_lane(self.batch, i, options)
+            self.reset_infos[i] = reset_info(self.batch, i)
+        self._reset_options()
+        self._returns[:] = 0.0
+        return self._observation()
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Draw all later episodes from `seed`; lanes get independent streams of it."""
+        if seed is not None:
+            self.batch.seed(seed)
+        return [seed] * self.num_envs
+
+    def step_async(self, actions: Actions) -> None:
+        """Decode `actions` (n, A) into controls."""
+        batch = self.batch
+        self.spaces.write(actions, batch.groups, batch.globals, batch.control_groups, batch.control_globals)
+
+    def step_wait(self) -> tuple[Array, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
+        """Run one interval; lanes that are over start again, `terminal_observation` keeps their end."""
+        rewards = self.batch.step()
+        self._returns += rewards
+        observation = self._observation()
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        dones = self.batch.done.copy()
+        if dones.any():
+            observation = self._end(observation, dones, infos)
+        return observation, rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Stop the batch's threads."""
+        self.batch.close()
+
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
+        """The attribute for each lane of `indices`."""
+        lanes = list(self._get_indices(indices))
+        if attr_name == "render_mode":
+            return [None] * len(lanes)
+        value = getattr(self.batch, attr_name)
+        if isinstance(value, np.ndarray | list) and len(value) == self.num_envs:
+            return [value[i] for i in lanes]
+        return [value] * len(lanes)
+
+    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+        """Write a lane's share of an array of the batch."""
+        array = getattr(self.batch, attr_name)
+        if not isinstance(array, np.ndarray) or len(array) != self.num_envs:
+            raise AttributeError(f"{attr_name!r} is common to all lanes: it cannot be set for some")
+        for i in self._get_indices(indices):
+            array[i] = value
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call the batch's method on each lane of `indices`."""
+        method = getattr(self.batch, method_name)
+        return [method(i, *method_args, **method_kwargs) for i in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Indices = None) -> list[bool]:
+        """Never."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _end(self, last: Array, over: NDArray[np.bool_], infos: list[dict[str, Any]]) -> Array:
+        """Describe and restart the lanes that are over; returns the observations after it."""
+        elapsed_s = round(time.monotonic() - self._start_s, 6)
+        for i in np.flatnonzero(over).tolist():
+            episode = {"r": float(self._returns[i]), "l": int(self.batch.elapsed[i]), "t": elapsed_s}
+            ended = {"terminal_observation": last[i], "TimeLimit.truncated": False, "episode": episode}
+            infos[i] = {**ended, **episode_info(self.batch, i)}
+            self._returns[i] = 0.0
+            reset_lane(self.batch, i, None)
+            self.reset_infos[i] = reset_info(self.batch, i)
+        return self._observation()
+
+    def _observation(self) -> Array:
+        return self.spaces.observe(self.batch.groups, self.batch.globals)
