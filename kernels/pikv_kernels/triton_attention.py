@@ -31,9 +31,7 @@ def _float_tile(base, unit, slot, dim, read, PAGE_TOKENS: tl.constexpr, HEAD_DIM
 
 
 @triton.jit
-def _code_tile(
-    base, unit, slot, dim, read, PAGE_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BITS: tl.constexpr
-):
+def _code_tile(base, unit, slot, dim, read, PAGE_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BITS: tl.constexpr):
     # int4: channels d and d + HEAD_DIM / 2 load the same byte and take its low and its high nibble
     width: tl.constexpr = HEAD_DIM * BITS // 8
     offset = (unit * PAGE_TOKENS + slot[:, None]) * width + (dim % width)[None, :]

@@ -244,9 +244,7 @@ class Telemetry:
     @classmethod
     def zeros(cls, num_groups: int) -> Telemetry:
         """Preallocated telemetry for `num_groups` control groups."""
-        return cls(
-            np.zeros((num_groups, len(GROUP_FEATURES)), np.float32), np.zeros(len(GLOBAL_FEATURES), np.float32)
-        )
+        return cls(np.zeros((num_groups, len(GROUP_FEATURES)), np.float32), np.zeros(len(GLOBAL_FEATURES), np.float32))
 
 
 @dataclass
@@ -259,9 +257,7 @@ class Control:
     @classmethod
     def zeros(cls, num_groups: int) -> Control:
         """Preallocated control; all zeros is not a legal control, `neutral` is."""
-        return cls(
-            np.zeros((num_groups, len(GROUP_CONTROLS)), np.float32), np.zeros(len(GLOBAL_CONTROLS), np.float32)
-        )
+        return cls(np.zeros((num_groups, len(GROUP_CONTROLS)), np.float32), np.zeros(len(GLOBAL_CONTROLS), np.float32))
 
     @classmethod
     def neutral(cls, num_groups: int) -> Control:

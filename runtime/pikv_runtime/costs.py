@@ -1,4 +1,4 @@
-"""`CostBreakdown`: what an episode, or a run of the engine, cost in physical units, read off one ledger lane."""
+"""`CostBreakdown`: what an episode or a run cost in physical units, read off one ledger lane."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pikv_runtime.ledger.setup import observations
 from pikv_runtime.ledger.state import Ledger, Status, Tally
 from pikv_runtime.objective import Reference
 
@@ -65,19 +66,19 @@ class WorstRequest:
     latency_charge: float
     loss_request: int
     loss: float
-    """Mean loss over the request's observations and layers."""
+    """Its loss over the observations and layers due to it."""
 
 
 @dataclass(frozen=True)
 class CostBreakdown:
-    """Costs so far. Seconds are those of the clock in use; per-request arrays are NaN where it never happened."""
+    """Costs so far, seconds of the clock in use; per-request numbers are NaN where it never happened."""
 
     duration_s: float
     busy_s: float
     waiting_s: float
     """Request-seconds from arrival to first token (or until now)."""
     time_s: dict[str, float]
-    """Parts of `busy_s`: prefill, weights, attention, codec, link, decision (codec also counts what is pending)."""
+    """Parts of `busy_s`, by name; codec and link also count what the next iteration will pay."""
     ttft_s: Floats = field(repr=False)
     """(N,) arrival to first token."""
     tpot_s: Floats = field(repr=False)
@@ -104,7 +105,7 @@ class CostBreakdown:
 
 
 def latency_charges(s: Ledger, lane: int) -> Floats:
-    """Latency charged to each request so far, c·(TTFT/SLO + TPOT/SLO), (N,); what `close` adds is not in it."""
+    """Latency charge of each request so far, c·(TTFT/SLO + TPOT/SLO), (N,), without what `close` adds."""
     n = int(s.num_requests[lane])
     classes = s.req_class[lane, :n]
     to_first, after = _spans(s, lane)
@@ -185,12 +186,10 @@ def _worst(s: Ledger, lane: int, reference: Reference | None) -> WorstRequest:
     if reference is not None:
         latency = latency + np.where(s.req_status[lane, :n] != Status.DONE, reference.charges[:n], 0.0)
     audited = s.req_audited[lane, :n] == 1
-    seen = np.maximum(1, s.req_observed[lane, :n]) * s.layers
-    loss = np.where(audited, s.req_loss[lane, :n] / seen, 0.0)
+    due = np.maximum(1, observations(s, lane)) * s.layers
+    loss = np.where(audited, s.req_loss[lane, :n] / due, 0.0)
     slowest, blurred = int(latency.argmax()), int(loss.argmax())
-    return WorstRequest(
-        slowest, float(latency[slowest]), blurred if loss[blurred] > 0 else -1, float(loss[blurred])
-    )
+    return WorstRequest(slowest, float(latency[slowest]), blurred if loss[blurred] > 0 else -1, float(loss[blurred]))
 
 
 def _ratio(part: float, whole: float, empty: float) -> float:

@@ -93,14 +93,17 @@ class Engine:
 
     # ------------------------------------------------------------------ loading
 
-    def load(self, workload: Workload, reference: Reference | None = None) -> None:
-        """Make a fresh ledger and fresh tensors for `workload`; runs U on the model clock unless it is given."""
+    def load(self, workload: Workload, reference: Reference | None = None, pages: int = 0) -> None:
+        """Make a fresh ledger and fresh tensors for `workload`; runs U on the model clock unless it is given.
+
+        `pages`: least pages of a request that the ledger has room for (two ledgers of one size can be compared).
+        """
         from pikv_runtime.models.runner import ModelRunner
 
         requests = workload.requests
         if self.signals is None and any(r.prompt_ids is None for r in requests):
             raise ValueError("a live run needs prompt_ids in every request")
-        pages = L.pages_needed(requests, self.config.page_tokens)
+        pages = max(pages, L.pages_needed(requests, self.config.page_tokens))
         if self.signals is not None:
             pages = max(pages, self.signals.tags.shape[2])
         geometry = geometry_of_model(self.model)
@@ -112,7 +115,7 @@ class Engine:
         seed = int(getattr(workload, "seed", 0))
         L.load_requests(self.ledger, 0, requests, audit_seed=seed, audit_share=self.config.audit_share)
         bank = self.signals or Bank.empty(shape.layers, pages)
-        self.reference = reference or reference_run(self.ledger, 0, bank, scratch)
+        self.reference = reference or reference_run(self.ledger, 0, bank, scratch, most_busy=1.0)
         self.observations = L.observations(self.ledger, 0)
         self.runner = ModelRunner(self.model, self.config, self.transport, blocks=self.ledger.block_hash.shape[1])
         self.requests, self.outputs = requests, [list[int]() for _ in requests]
@@ -312,16 +315,18 @@ class Engine:
 
     def costs(self) -> Any:
         """The episode's costs in physical units."""
-        from pikv_runtime.costs import CostBreakdown
+        from pikv_runtime.costs import breakdown
 
-        return CostBreakdown.of(self.ledger, 0)
+        return breakdown(self.ledger, 0, self.reference)
 
 
 def geometry_of_model(model: Any) -> Geometry:
     """The geometry that prices and page bytes follow from."""
     c = model.config
     heads = int(c.num_attention_heads)
-    experts = next(int(getattr(c, n)) for n in ("num_local_experts", "num_experts", "n_routed_experts") if hasattr(c, n))
+    experts = next(
+        int(getattr(c, n)) for n in ("num_local_experts", "num_experts", "n_routed_experts") if hasattr(c, n)
+    )
     return Geometry(
         name=str(c.model_type),
         layers=int(c.num_hidden_layers),

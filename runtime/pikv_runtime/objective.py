@@ -1,8 +1,8 @@
 """The objective, defined once: J = L / L_U + λ1·M + λ2·(1 − F), version 1.
 
 The paper's Latency + λ1·Memory − λ2·Fidelity plus the constant λ2, so that J ≥ 0 and ratios mean something.
-U is the uncapped exact run of the same workload on the model clock. Every term is linear in the ledger's tallies, so
-the charge of an interval is the same formula on the tallies' differences, and the charges of an episode sum to J.
+U is the uncapped exact run of the same workload on the model clock. Every term is linear in the ledger's
+tallies, so an interval's charge is the same formula on their differences, and an episode's charges sum to J.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Score:
 
     @property
     def fidelity(self) -> float:
-        """F = 1 − class-weighted mean of (missed mass + Σ mass·codec error) over audited tokens and layers."""
+        """F = 1 − class-weighted mean of (missed mass + Σ mass·codec error), audited tokens and layers."""
         return 1.0 - self.loss
 
 
@@ -87,6 +87,6 @@ def score(
     lambda1: float = LAMBDA1,
     lambda2: float = LAMBDA2,
 ) -> Score:
-    """Score a tally (len(Tally),), or the difference of two: an interval's charge. `cap_bytes` over all ranks."""
+    """Score a tally (len(Tally),), or the difference of two (an interval's charge); cap over all ranks."""
     latency, memory, loss = charges(tally, denominators(reference, cap_bytes)).tolist()
     return Score(latency, memory, loss, lambda1, lambda2)

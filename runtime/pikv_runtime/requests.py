@@ -99,9 +99,7 @@ class RequestList:
             raise ValueError(f"workload {self.name!r}: {len(self.classes)} classes, the contract has {CLASSES}")
 
 
-def chain_hashes(
-    token_ids: NDArray[np.int32], page_tokens: int, salts: Sequence[int] = ()
-) -> NDArray[np.int64]:
+def chain_hashes(token_ids: NDArray[np.int32], page_tokens: int, salts: Sequence[int] = ()) -> NDArray[np.int64]:
     """Hash-chained ids of the full blocks of `token_ids`, each bound to all tokens and salts before it.
 
     `salts[j]` (0 beyond its end) keeps block j and all later ones apart from equal text of another tenant, as the

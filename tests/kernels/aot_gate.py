@@ -72,8 +72,6 @@ BUILDS = {
 if __name__ == "__main__":
     for arch in (80, 90):
         for name, build in BUILDS.items():
-            compiled = triton.compile(
-                source(*build), target=GPUTarget("cuda", arch, 32), options={"num_warps": 4}
-            )
+            compiled = triton.compile(source(*build), target=GPUTarget("cuda", arch, 32), options={"num_warps": 4})
             print(json.dumps({"arch": arch, "build": name} | resources(compiled.asm["cubin"])))
             sys.stdout.flush()

@@ -19,9 +19,7 @@ from pikv_kernels import (
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-shapes = st.tuples(
-    st.integers(1, 4), st.integers(1, 3), st.integers(1, 17), st.sampled_from((2, 16, 32, 36, 48, 64))
-)
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 17), st.sampled_from((2, 16, 32, 36, 48, 64)))
 codecs = st.sampled_from(CODECS)
 seeds = st.integers(0, 2**31)
 quick = settings(max_examples=60, deadline=None, derandomize=True)

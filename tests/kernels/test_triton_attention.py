@@ -89,9 +89,7 @@ def test_kernel_on_a_gpu_matches_the_reference(dtype):
     )
     args = (case.q.cuda(), pool, case.page_table.cuda(), case.tokens_in_page.cuda(), case.scale)
     tolerance = 1e-4 if dtype == torch.float32 else 4e-3
-    for result, reference in zip(
-        paged_decode_attention(*args, mass=True), reference_decode(case), strict=True
-    ):
+    for result, reference in zip(paged_decode_attention(*args, mass=True), reference_decode(case), strict=True):
         torch.testing.assert_close(result.cpu().double(), reference, rtol=tolerance, atol=tolerance)
 
 

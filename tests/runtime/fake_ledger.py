@@ -11,9 +11,7 @@ LAYERS, EXPERTS, PAGE_TOKENS = 4, 8, 16
 
 
 class FakeLedger:
-    def __init__(
-        self, slots: int = 4, pages: int = 16, blocks: int = 64, owners: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, slots: int = 4, pages: int = 16, blocks: int = 64, owners: tuple[int, ...] = ()) -> None:
         shape = (slots, pages, LAYERS)
         self.owners = owners or (0,) * slots
         self.page_block = np.full((slots, pages), -1, np.int32)

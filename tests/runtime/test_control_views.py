@@ -104,9 +104,7 @@ def test_coef_is_equivariant_to_permutations_and_ignores_other_groups():
     np.testing.assert_array_equal(permuted[1], straight[1])
     fewer = decode(view, actions, groups[:, :5], globals_)
     np.testing.assert_allclose(fewer[0], straight[0][:, :5], atol=1e-6)
-    np.testing.assert_allclose(
-        observe(groups[:, order], globals_), observe(groups, globals_), rtol=1e-6, atol=1e-6
-    )
+    np.testing.assert_allclose(observe(groups[:, order], globals_), observe(groups, globals_), rtol=1e-6, atol=1e-6)
 
 
 def test_coef_follows_its_formula():

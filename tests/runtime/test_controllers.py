@@ -35,10 +35,7 @@ def test_writes_a_full_legal_control(name, ranker):
             out.groups[:], out.globals[:] = np.nan, np.nan
             assert policy.decide(random_telemetry(num_groups, rng), out) is out
             assert clip_control(out) == 0
-            assert (
-                tuple(out.globals[GlobalControl.PAGE_RECENCY : GlobalControl.BLOCK_RECENCY])
-                == RANKERS[ranker]
-            )
+            assert tuple(out.globals[GlobalControl.PAGE_RECENCY : GlobalControl.BLOCK_RECENCY]) == RANKERS[ranker]
     assert policy.decide(random_telemetry(5, rng)).groups.shape == (5, 3)
 
 

@@ -89,9 +89,7 @@ def test_every_answer_repeats_its_source(name):
     for answer in sample.answers:
         width = answer.end - answer.start
         assert answer.distance >= width
-        assert np.array_equal(
-            sample.ids[answer.start : answer.end], sample.ids[answer.source : answer.source + width]
-        )
+        assert np.array_equal(sample.ids[answer.start : answer.end], sample.ids[answer.source : answer.source + width])
 
 
 @pytest.mark.parametrize("kind", sorted(PROBES))

@@ -75,9 +75,7 @@ def assert_exact(slot: int, logits: torch.Tensor, experts: torch.Tensor | None =
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize(
-    "options", [{}, {"sparse": True, "router": "centroid"}, {"sparse": True, "router": "gate"}]
-)
+@pytest.mark.parametrize("options", [{}, {"sparse": True, "router": "centroid"}, {"sparse": True, "router": "gate"}])
 def test_packed_logits_equal_the_stock_cache(ranks, options):
     owners = tuple(slot % ranks for slot in range(4))
     runner, logits, experts = serve(LocalTransport(ranks), owners, **options)
@@ -161,9 +159,7 @@ def test_tags_are_the_majority_of_top_experts_and_pages_land_right():
     gates = torch.stack(stock(ids).router_logits).argmax(-1)
     for f in filled:
         for layer in range(LAYERS):
-            counts = np.bincount(
-                gates[layer, f.page * PAGE_TOKENS : (f.page + 1) * PAGE_TOKENS], minlength=EXPERTS
-            )
+            counts = np.bincount(gates[layer, f.page * PAGE_TOKENS : (f.page + 1) * PAGE_TOKENS], minlength=EXPERTS)
             assert f.tags[layer] == counts.argmax()
         assert (np.diff(f.errors, axis=1) > 0).all()
 

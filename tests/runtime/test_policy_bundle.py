@@ -67,9 +67,7 @@ def rehash(folder):
     """What a forger would do: make the hashes fit the files."""
     edit_manifest(
         folder,
-        lambda m: m["files"].update(
-            {f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in m["files"]}
-        ),
+        lambda m: m["files"].update({f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in m["files"]}),
     )
 
 
@@ -253,9 +251,7 @@ def test_tampering_is_refused_and_the_heuristic_kept(folder, tamper, caplog):
     with caplog.at_level(logging.WARNING, "pikv"):
         policy = load_policy(folder, runner="numpy", strict=False, fallback="lazy/h2o")
     assert policy == Lazy(ranker="h2o")
-    assert [r.message for r in caplog.records] == [
-        f"bundle {folder} refused, lazy/h2o decides: {caught.value}"
-    ]
+    assert [r.message for r in caplog.records] == [f"bundle {folder} refused, lazy/h2o decides: {caught.value}"]
 
 
 def test_too_large_is_refused_before_it_is_read(folder, monkeypatch):

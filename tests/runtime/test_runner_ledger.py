@@ -43,13 +43,9 @@ class Serving:
         self.requests = make_requests(6)
         shape = shape_of(tiny_model(), PAGE_TOKENS)
         assert shape == Shape(LAYERS, EXPERTS, SIZES, 4 * 2 * 32)
-        self.ledger = build(
-            config, shape, (INTERACTIVE, BATCH), requests=6, pages=16, ranks=ranks, events=True
-        )
+        self.ledger = build(config, shape, (INTERACTIVE, BATCH), requests=6, pages=16, ranks=ranks, events=True)
         load_requests(self.ledger, 0, self.requests, audit_seed=0, audit_share=config.audit_share)
-        self.runner = ModelRunner(
-            tiny_model(), config, LocalTransport(ranks), blocks=self.ledger.block_codec.shape[1]
-        )
+        self.runner = ModelRunner(tiny_model(), config, LocalTransport(ranks), blocks=self.ledger.block_codec.shape[1])
         self.partial_reads = 0
         self.control, self.outputs = control, {q: [] for q in range(6)}
 

@@ -46,9 +46,7 @@ def test_tokens_land_where_they_are_written():
 
 def test_growth_keeps_pages():
     store = make_store()
-    expected = {
-        (layer, block): fill(store, layer, block) for layer in range(LAYERS) for block in range(BLOCKS)
-    }
+    expected = {(layer, block): fill(store, layer, block) for layer in range(LAYERS) for block in range(BLOCKS)}
     for (layer, block), (k, v) in expected.items():
         got_k, got_v = store.gather(layer, block)
         assert torch.equal(got_k, k) and torch.equal(got_v, v)

@@ -24,9 +24,7 @@ class PageDirectory:
     must be given the same events in the same order, because moves are collective.
     """
 
-    def __init__(
-        self, stores: Mapping[int, PagedStore], transport: Transport, blocks: int, layers: int
-    ) -> None:
+    def __init__(self, stores: Mapping[int, PagedStore], transport: Transport, blocks: int, layers: int) -> None:
         self.stores = stores
         self._transport = transport
         self._codec = np.full((blocks, layers), ABSENT, np.int8)
@@ -110,9 +108,7 @@ class PageDirectory:
         parts = [store.take(layers[some], blocks[some]) for _, some in self._by_codec(blocks, layers, chosen)]
         return pack(parts)
 
-    def _set_down(
-        self, blocks: I4, layers: I4, chosen: NDArray[np.bool_], rank: int, message: Tensor
-    ) -> None:
+    def _set_down(self, blocks: I4, layers: I4, chosen: NDArray[np.bool_], rank: int, message: Tensor) -> None:
         store = self.stores[rank]
         groups = list(self._by_codec(blocks, layers, chosen))
         shapes = [((len(some), store.page_bytes(codec)), torch.uint8) for codec, some in groups]

@@ -14,9 +14,7 @@ I4 = NDArray[np.int32]
 class PayloadRows:
     """The pages stored in one codec: a payload that grows by doubling, and a stack of its free rows."""
 
-    def __init__(
-        self, codec: str, page_shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, codec: str, page_shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         self.codec = codec
         self._shape = page_shape
         self._dtype = dtype

@@ -42,9 +42,7 @@ class Shadows:
         have = 0 if old is None else old.shape[1]
         if tokens <= have:
             return
-        grown = torch.zeros(
-            self._layers, max(tokens, 2 * have, 64), *self._shape, dtype=self._dtype, device=device
-        )
+        grown = torch.zeros(self._layers, max(tokens, 2 * have, 64), *self._shape, dtype=self._dtype, device=device)
         if old is not None:
             grown[:, :have] = old
         self._keys[slot] = grown

@@ -36,9 +36,7 @@ class Controller(ABC):
     @property
     def name(self) -> str:
         """The spec that `make_policy` turns into this controller, without parameters at their default."""
-        changed = [
-            f for f in fields(self) if f.init and f.name != "ranker" and getattr(self, f.name) != f.default
-        ]
+        changed = [f for f in fields(self) if f.init and f.name != "ranker" and getattr(self, f.name) != f.default]
         params = ",".join(f"{f.name}={getattr(self, f.name)}" for f in changed)
         return f"{self.kind}{':' if params else ''}{params}/{self.ranker}"
 

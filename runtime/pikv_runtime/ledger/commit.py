@@ -6,8 +6,8 @@ from pikv_runtime.contract import GlobalControl
 from pikv_runtime.ledger.blocks import fill, release
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pages import seal
-from pikv_runtime.ledger.state import F4, I1, Ledger, Status, Tally
 from pikv_runtime.ledger.schedule import tpot_rate, ttft_rate
+from pikv_runtime.ledger.state import F4, I1, Ledger, Status, Tally
 from pikv_runtime.ledger.utility import always_on
 
 

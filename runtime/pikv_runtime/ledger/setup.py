@@ -60,9 +60,7 @@ def build(
     layer_groups = min(config.layer_groups, shape.layers)
     blocks = max(config.blocks, config.slots * pages + 1)
     limit = 4 * blocks * shape.layers if events else 0
-    dims = Dims(
-        lanes, requests, config.slots, pages, shape.layers, shape.experts, layer_groups, ranks, blocks, limit
-    )
+    dims = Dims(lanes, requests, config.slots, pages, shape.layers, shape.experts, layer_groups, ranks, blocks, limit)
     # Reading sparsely needs every page's centroid at hand: its bytes count with the page's.
     extra = shape.centroid_bytes if config.read == "sparse" else 0
     weights = np.array([(c.weight, c.slo_ttft_s, c.slo_tpot_s, c.fidelity_weight) for c in classes]).T.copy()
@@ -123,9 +121,7 @@ def clear(s: Ledger, lane: int) -> None:
     s.control_globals[lane] = neutral.globals
 
 
-def load_requests(
-    s: Ledger, lane: int, requests: Sequence[Request], *, audit_seed: int, audit_share: float
-) -> None:
+def load_requests(s: Ledger, lane: int, requests: Sequence[Request], *, audit_seed: int, audit_share: float) -> None:
     """Load `requests` (ordered by arrival) into a cleared lane.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 from pikv_runtime.contract import GlobalControl, GlobalFeature, GroupControl, GroupFeature
 from pikv_runtime.ledger.blocks import lookup, whole
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.state import INT4, INT8, NATIVE, F4, Ledger, Price, Status, Tally
+from pikv_runtime.ledger.state import F4, INT4, INT8, NATIVE, Ledger, Price, Status, Tally
 from pikv_runtime.ledger.utility import always_on, decoding
 
 LOOKED_UP = 8  # waiting requests whose prefix hits are looked up: bounds the cost of a long queue

@@ -50,9 +50,7 @@ def geometry_of(model: Any, experts: int, page_tokens: int) -> Geometry:
     attention: Any = layers[0].self_attn
     weight = next(model.parameters())
     if not hasattr(attention, "k_proj") or not hasattr(attention, "v_proj"):
-        raise ValueError(
-            f"{type(model).__name__}: only models with separate K and V projections are supported"
-        )
+        raise ValueError(f"{type(model).__name__}: only models with separate K and V projections are supported")
     if _is_sliding(config):
         raise ValueError(f"{type(model).__name__}: sliding-window attention is not supported")
     if hasattr(attention, "sinks"):

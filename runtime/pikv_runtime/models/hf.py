@@ -40,9 +40,7 @@ def attach(model: Any, config: RuntimeConfig | None = None, policy: Any = None) 
     """
     config = config or RuntimeConfig()
     if config.cap_bytes is not None:
-        raise ValueError(
-            f"cap_bytes={config.cap_bytes}: attach serves without a cap; use pikv_runtime.Engine"
-        )
+        raise ValueError(f"cap_bytes={config.cap_bytes}: attach serves without a cap; use pikv_runtime.Engine")
     if policy is not None and not isinstance(policy, Control):
         raise ValueError(f"policy={policy!r}: attach obeys a fixed Control or None; use pikv_runtime.Engine")
     cache = PikvCache(ModelRunner(model, config), policy)
@@ -71,9 +69,7 @@ class PikvLayer(CacheLayerMixin):  # type: ignore[misc]
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the store allocates pages."""
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Count new tokens (B, H_kv, T, D) and pass them on to the attention function, which writes them."""
         self._tokens += key_states.shape[2]
         return key_states, value_states
@@ -140,9 +136,7 @@ class PikvCache(Cache):  # type: ignore[misc]
         self._place(batch, start + count)
         ids = np.zeros(count, np.int32)  # the model has them already
         decode = count == 1 and start > 0
-        self._step = self.runner.begin(
-            [Segment(i, 0, start, ids, decode) for i in range(batch)], self._view()
-        )
+        self._step = self.runner.begin([Segment(i, 0, start, ids, decode) for i in range(batch)], self._view())
         return args, {**kwargs, "pikv": self._step}
 
     def after_forward(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -171,9 +165,7 @@ class PikvCache(Cache):  # type: ignore[misc]
         pages = -(-tokens // self.runner.config.page_tokens)
         need = batch * (pages - have)
         if self._used + need > self.runner.config.blocks:
-            raise ValueError(
-                f"{self._used + need} blocks needed, blocks={self.runner.config.blocks}: raise it"
-            )
+            raise ValueError(f"{self._used + need} blocks needed, blocks={self.runner.config.blocks}: raise it")
         fresh = np.arange(self._used, self._used + need, dtype=np.int32).reshape(batch, pages - have)
         self._pages = np.concatenate([self._pages.reshape(batch, have), fresh], axis=1)
         self._codec[self._used : self._used + need] = NATIVE

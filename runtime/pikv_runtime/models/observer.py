@@ -85,9 +85,7 @@ class Observer:
         for ask, part in parts:
             for i, position in enumerate(ask.observed):
                 row = int(ask.rows[position])
-                mass = (
-                    torch.exp(part.page_lse[i] - lse[row]).mean(1).cpu().numpy()
-                )  # pages of other parts: exp(-inf)
+                mass = torch.exp(part.page_lse[i] - lse[row]).mean(1).cpu().numpy()  # pages of other parts: exp(-inf)
                 self.observations[batch.decode[row].slot].mass[layer, : len(mass)] += mass
 
 

@@ -95,9 +95,7 @@ class OwnerBatch:
         return Ask(rows, chunks, tokens.astype(np.int64), np.flatnonzero(self.mass_wanted[rows]))
 
 
-def build_plan(
-    segments: Sequence[Segment], view: CacheView, page_tokens: int, world: int
-) -> list[OwnerBatch]:
+def build_plan(segments: Sequence[Segment], view: CacheView, page_tokens: int, world: int) -> list[OwnerBatch]:
     """One batch for every rank, empty ones included.
 
     Raises:
@@ -108,8 +106,7 @@ def build_plan(
     ends = [segment.end for segment in segments if segment.decode]
     pages = -(-max(ends, default=0) // page_tokens)
     return [
-        _build_batch(rank, [s for s in segments if s.owner == rank], view, page_tokens, pages)
-        for rank in range(world)
+        _build_batch(rank, [s for s in segments if s.owner == rank], view, page_tokens, pages) for rank in range(world)
     ]
 
 
@@ -121,14 +118,10 @@ def _check(segment: Segment, view: CacheView, page_tokens: int) -> None:
         )
     pages = -(-segment.end // page_tokens)
     if pages > view.page_block.shape[1] or (view.page_block[segment.slot, :pages] < 0).any():
-        raise ValueError(
-            f"slot {segment.slot}: the ledger has not placed all {pages} pages up to token {segment.end}"
-        )
+        raise ValueError(f"slot {segment.slot}: the ledger has not placed all {pages} pages up to token {segment.end}")
 
 
-def _build_batch(
-    owner: int, segments: list[Segment], view: CacheView, page_tokens: int, pages: int
-) -> OwnerBatch:
+def _build_batch(owner: int, segments: list[Segment], view: CacheView, page_tokens: int, pages: int) -> OwnerBatch:
     decode = tuple(s for s in segments if s.decode)
     slots = np.array([s.slot for s in decode], np.int64)
     ends = np.array([s.end for s in decode], np.int64)[:, None]

@@ -42,9 +42,7 @@ class Answer:
     """(ask.observed, P, H_q) fp32 log-sum-exp of each page, -inf where it was not read."""
 
 
-def answer(
-    store: PagedStore, rank: int, layer: int, questions: Sequence[Question], scale: float
-) -> list[Answer]:
+def answer(store: PagedStore, rank: int, layer: int, questions: Sequence[Question], scale: float) -> list[Answer]:
     """Answer every owner's questions to `rank`; decode rows of all owners share one paged attention."""
     reads = [q.read & (q.batch.rank_of[layer][q.ask.rows] == rank) for q in questions]
     rows = [len(q.ask.rows) for q in questions]
@@ -74,9 +72,7 @@ def _paged(
     pool = store.pool()
     widest = int(read.sum(1).max(initial=0))
     if pool is None or widest == 0:
-        return torch.zeros_like(q, dtype=torch.float32), q.new_full(
-            q.shape[:2], -torch.inf, dtype=torch.float32
-        )
+        return torch.zeros_like(q, dtype=torch.float32), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
     if widest < read.shape[1]:  # bring the read pages to the front: the kernels pay for the table's width
         order = np.argsort(~read, axis=1, kind="stable")[:, :widest]
         read = np.take_along_axis(read, order, 1)

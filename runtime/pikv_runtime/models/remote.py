@@ -31,9 +31,7 @@ class QueryShape:
 class RemoteReads:
     """Sends questions and answers of one layer. Both ends derive all sizes from the plan."""
 
-    def __init__(
-        self, transport: Transport, plan: Sequence[OwnerBatch], query: QueryShape, sparse: bool
-    ) -> None:
+    def __init__(self, transport: Transport, plan: Sequence[OwnerBatch], query: QueryShape, sparse: bool) -> None:
         self._transport, self._plan, self._query, self._sparse = transport, plan, query, sparse
 
     def asks(self, layer: int) -> dict[tuple[int, int], Ask]:

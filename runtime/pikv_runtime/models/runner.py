@@ -207,9 +207,7 @@ class ModelRunner:
 
     def _observations(self, step: Step, batch: OwnerBatch) -> tuple[Tensor, Tensor, Tensor]:
         found = [step.observer.observations[slot] for slot in observed(batch)]
-        return stack_observations(
-            found, self.geometry.layers, step.view.page_block.shape[1], self.geometry.experts
-        )
+        return stack_observations(found, self.geometry.layers, step.view.page_block.shape[1], self.geometry.experts)
 
     def _filled_blocks(self, batch: OwnerBatch, view: CacheView) -> I4:
         filled = filled_pages(batch, self.config.page_tokens)

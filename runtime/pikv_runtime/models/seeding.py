@@ -39,11 +39,7 @@ def seed_shadows(
         return [(s, *_pages_on(view, s, src, geometry.page_tokens)) for s in fresh if s.owner == dst]
 
     def message(src: int, dst: int) -> torch.Tensor:
-        keys = [
-            stores[src].gather(ls, view.page_block[s.slot, ps])[0]
-            for s, ls, ps in wanted(src, dst)
-            if len(ls)
-        ]
+        keys = [stores[src].gather(ls, view.page_block[s.slot, ps])[0] for s, ls, ps in wanted(src, dst) if len(ls)]
         return pack(keys) if keys else torch.empty(0, dtype=torch.uint8)
 
     def size(src: int, dst: int) -> int:

@@ -88,9 +88,7 @@ def save_bundle(
         "README.md": card.encode(),
         "eval.json": (json.dumps(evaluation, indent=2, allow_nan=False) + "\n").encode(),
         "golden.safetensors": save_tensors(pack(make_golden(network) if golden is None else golden)),
-        "policy.safetensors": save_tensors(
-            {k: np.ascontiguousarray(v) for k, v in network.tensors().items()}
-        ),
+        "policy.safetensors": save_tensors({k: np.ascontiguousarray(v) for k, v in network.tensors().items()}),
     }
     manifest = Manifest(
         name=name,
@@ -151,9 +149,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise BundleError(f"golden.safetensors: {error}") from None
     _dry_run(runner)
     evaluation = parse_object("eval.json", _text("eval.json", contents["eval.json"]))
-    return Bundle(
-        path, manifest, network, tuple(golden), evaluation, _text("README.md", contents["README.md"])
-    )
+    return Bundle(path, manifest, network, tuple(golden), evaluation, _text("README.md", contents["README.md"]))
 
 
 def _read_files(path: Path, manifest: Manifest) -> dict[str, bytes]:
@@ -184,9 +180,7 @@ def _read_files(path: Path, manifest: Manifest) -> dict[str, bytes]:
 def _read(path: Path, name: str, limit: int = 2**20) -> bytes:
     """A plain file's bytes; links and devices are refused, and so is what is larger than `limit`."""
     try:
-        handle = os.open(
-            path / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        )
+        handle = os.open(path / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         raise BundleError(f"file {name!r} is missing") from None
     except OSError as error:

@@ -141,8 +141,7 @@ def check_contract(manifest: Manifest) -> None:
         for i, (theirs, ours) in enumerate(zip(told, own, strict=True)):
             if theirs != ours:
                 raise BundleError(
-                    f"{kind} feature {i} is {theirs[0]!r} ({theirs[1]}), "
-                    f"this runtime has {ours[0]!r} ({ours[1]})"
+                    f"{kind} feature {i} is {theirs[0]!r} ({theirs[1]}), this runtime has {ours[0]!r} ({ours[1]})"
                 )
 
 

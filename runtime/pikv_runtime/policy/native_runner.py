@@ -44,9 +44,7 @@ class NativeRunner:
         telemetry = Telemetry.zeros(self.network.num_groups or 3)
         mine, reference = self.decide(telemetry), NumpyRunner(self.network).decide(telemetry)
         for name in ("groups", "globals"):
-            if not np.allclose(
-                getattr(mine, name), getattr(reference, name), TOLERANCE, TOLERANCE, equal_nan=True
-            ):
+            if not np.allclose(getattr(mine, name), getattr(reference, name), TOLERANCE, TOLERANCE, equal_nan=True):
                 raise NativeBuildError(f"the compiled policy disagrees with numpy in control.{name}")
 
 
@@ -57,9 +55,7 @@ class _Call:
         self.view = runner.view
         self.shape = (num_groups, len(GROUP_FEATURES))
         padded = np.zeros(num_groups * len(GROUP_FEATURES) + 1, np.float32)  # see `observe` in decide.c
-        self.telemetry = Telemetry(
-            padded[:-1].reshape(self.shape), np.zeros(len(GLOBAL_FEATURES), np.float32)
-        )
+        self.telemetry = Telemetry(padded[:-1].reshape(self.shape), np.zeros(len(GLOBAL_FEATURES), np.float32))
         self.control = Control.zeros(num_groups)
         self.outputs = np.zeros((1, self.view.num_outputs))
         self.coef = self.view.name == "coef"

@@ -58,6 +58,4 @@ def check_groups(network: PolicyNetwork, telemetry: Telemetry) -> None:
     if len(shape) != 2 or shape[0] < 1 or shape[1] != len(GROUP_FEATURES):
         raise ValueError(f"telemetry.groups has shape {shape}: must be (1 or more, {len(GROUP_FEATURES)})")
     if network.num_groups not in (None, shape[0]):
-        raise ValueError(
-            f"policy {network.view!r} serves {network.num_groups} groups, the telemetry has {shape[0]}"
-        )
+        raise ValueError(f"policy {network.view!r} serves {network.num_groups} groups, the telemetry has {shape[0]}")

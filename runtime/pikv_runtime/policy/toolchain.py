@@ -55,9 +55,7 @@ def _check_private(path: Path, is_kind: object, kind: str) -> None:
     if info.st_uid != os.getuid():
         raise NativeBuildError(f"cache {kind} {path} belongs to user {info.st_uid}, not to {os.getuid()}")
     if info.st_mode & 0o022:
-        raise NativeBuildError(
-            f"cache {kind} {path} has mode {stat.S_IMODE(info.st_mode):o}: others may write to it"
-        )
+        raise NativeBuildError(f"cache {kind} {path} has mode {stat.S_IMODE(info.st_mode):o}: others may write to it")
 
 
 def load_library(source: str) -> ctypes.PyDLL:

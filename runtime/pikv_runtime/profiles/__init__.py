@@ -35,6 +35,7 @@ class Geometry:
     def shape(self, page_tokens: int) -> Shape:
         """Bytes of one page of one layer by codec, from the real layout of the kernels' codecs."""
         import torch
+
         from pikv_kernels import page_bytes
 
         dtype = {4: torch.float32, 2: torch.bfloat16}[self.native_bytes]

@@ -68,9 +68,7 @@ def _child(
     torch.set_num_threads(1)  # first of all: a child forked after OpenMP ran hangs otherwise
     try:
         store = FileStore(os.path.join(folder, "rendezvous"), world)
-        dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s)
-        )
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
         # No name is written until the content is whole; np.savez adds ".npz" to names without it.
         np.savez(os.path.join(folder, f"{rank}.part.npz"), allow_pickle=False, **fn(rank, world, *args))
         os.replace(os.path.join(folder, f"{rank}.part.npz"), os.path.join(folder, f"{rank}.npz"))

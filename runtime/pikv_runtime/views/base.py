@@ -63,9 +63,7 @@ class ControlView(ABC):
         """Names of the action's entries, in order."""
 
     @abstractmethod
-    def decode(
-        self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array
-    ) -> None:
+    def decode(self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array) -> None:
         """Write the controls (n, N, 3) and (n, 18) that `actions` (n, A) ask for under this telemetry."""
 
     @abstractmethod

@@ -35,9 +35,7 @@ class BoxView(ControlView):
         names = [f"group{g}.{c.name}" for g in range(count or 0) for c in GROUP_CONTROLS]
         return names + [c.name for c in GLOBAL_CONTROLS]
 
-    def decode(
-        self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array
-    ) -> None:
+    def decode(self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array) -> None:
         """See `ControlView.decode`."""
         split = out_groups.shape[1] * len(GROUP_CONTROLS)
         if actions.shape[1] != split + len(GLOBAL_CONTROLS):

@@ -74,9 +74,7 @@ class CoefView(ControlView):
         names = [f"{column.name.lower()}.{term}" for column, terms in COEF_TERMS for term in terms]
         return names + [c.name for c in GLOBAL_CONTROLS]
 
-    def decode(
-        self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array
-    ) -> None:
+    def decode(self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array) -> None:
         """See `ControlView.decode`."""
         n, num_groups = groups.shape[:2]
         low, high = GROUP_BOUNDS[0][_BASIS_COLUMNS], GROUP_BOUNDS[1][_BASIS_COLUMNS]

@@ -56,9 +56,7 @@ class DiscreteView(ControlView):
         heads = np.split(outputs, np.cumsum(self.nvec)[:-1], axis=1)
         return np.stack([head.argmax(axis=1) for head in heads], axis=1)
 
-    def decode(
-        self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array
-    ) -> None:
+    def decode(self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array) -> None:
         """See `ControlView.decode`."""
         choice = np.asarray(actions).astype(np.int64).T
         value = {name: _NUMBER_GRID[name][choice[h]] for h, (name, _) in enumerate(DISCRETE_GRID[:-1])}

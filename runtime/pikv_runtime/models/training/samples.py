@@ -94,6 +94,20 @@ class Writer:
         return TaskSample(ids, mask, answers)
 
 
+def plain(text: bytes) -> TaskSample:
+    """Wrap text without answers.
+
+    Args:
+        text: The bytes of the context.
+
+    Returns:
+        The sample.
+    """
+    writer = Writer()
+    writer.put(text)
+    return writer.finish(writer.length)
+
+
 def word(rng: Rng, length: int) -> bytes:
     """Draw random lower-case letters.
 

@@ -11,26 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .samples import Rng, TaskSample, Writer, keys, number, symbols, word
-from .text import Kind, Split, excerpt
+from .samples import Rng, TaskSample, Writer, keys, number, plain, symbols, word
+from .text import Split, excerpt
 
-_NAMES = (
-    "Ada",
-    "Ben",
-    "Cleo",
-    "Dan",
-    "Eva",
-    "Finn",
-    "Gus",
-    "Hana",
-    "Ivo",
-    "Jo",
-    "Kim",
-    "Lea",
-    "Max",
-    "Nia",
-    "Otto",
-)
+_NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Hana", "Ivo", "Kim", "Lea", "Max", "Nia", "Otto")
 _VARIETIES = (4, 6, 10, 36)
 _JOINTS = (b"", b"", b"=", b":", b": ", b"->", b" is ")
 _ENDS = (b";", b" ", b"\n", b",", b". ")
@@ -218,7 +202,7 @@ def prose(rng: Rng, length_tokens: int, *, split: Split = "train") -> TaskSample
     Returns:
         The sample.
     """
-    return _plain(rng, "prose", length_tokens, split)
+    return plain(excerpt(rng, "prose", length_tokens, split))
 
 
 def code(rng: Rng, length_tokens: int, *, split: Split = "train") -> TaskSample:
@@ -232,7 +216,7 @@ def code(rng: Rng, length_tokens: int, *, split: Split = "train") -> TaskSample:
     Returns:
         The sample.
     """
-    return _plain(rng, "code", length_tokens, split)
+    return plain(excerpt(rng, "code", length_tokens, split))
 
 
 def regime(rng: Rng, length_tokens: int) -> TaskSample:
@@ -251,13 +235,6 @@ def regime(rng: Rng, length_tokens: int) -> TaskSample:
     for index in rng.permutation(len(parts))[:stretches]:
         writer.append(parts[int(index)](rng, length_tokens // stretches))
     writer.append(prose(rng, length_tokens - writer.length))
-    return writer.finish(length_tokens)
-
-
-def _plain(rng: Rng, kind: Kind, length_tokens: int, split: Split) -> TaskSample:
-    """Wrap an excerpt without answers."""
-    writer = Writer()
-    writer.put(excerpt(rng, kind, length_tokens, split))
     return writer.finish(length_tokens)
 
 

@@ -21,39 +21,12 @@ import torch
 from torch.nn import functional as F
 
 from .architecture import embedded_config, save_pretrained
-from .tasks import TASKS
+from .curriculum import REVISITED, STAGES, draw_batch
 
 TEXT = ("prose", "code")
 KEYED = ("facts", "pairs")
 RECALL_LEVEL = 0.93
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the curriculum: a length, a batch, a mixture, and the share of time at which it ends."""
-
-    length: int
-    rows: int
-    mixture: dict[str, float]
-    until: float
-
-
-_SHORT = {"copy": 0.15, "pairs": 0.45, "facts": 0.2, "prose": 0.1, "code": 0.1}
-_FORMING = {"copy": 0.24, "pairs": 0.6, "prose": 0.08, "code": 0.08}
-_MIXED = {"copy": 0.1, "pairs": 0.15, "facts": 0.2, "dictionary": 0.1, "dialogue": 0.1, "needle": 0.08}
-_MIXED |= {"prose": 0.13, "code": 0.14}
-_LONG = {"copy": 0.06, "pairs": 0.1, "facts": 0.18, "dictionary": 0.1, "dialogue": 0.08, "needle": 0.12}
-_LONG |= {"prose": 0.18, "code": 0.18}
-
-STAGES = (
-    Stage(128, 24, _SHORT, 0.25),
-    Stage(192, 16, _FORMING, 0.5),
-    Stage(384, 8, _MIXED, 0.64),
-    Stage(768, 5, _MIXED, 0.78),
-    Stage(1536, 3, _LONG, 0.9),
-    Stage(2560, 2, _LONG, 1.0),
-)
-REVISITED = STAGES[2:]
+BALANCE_WEIGHT = 0.08
 
 
 @dataclass
@@ -65,25 +38,6 @@ class Progress:
     seconds: float = 0.0
     recall: float = 0.0
     text_bits: float = 8.0
-
-
-def draw_batch(rng: np.random.Generator, stage: Stage) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Draw the contexts of one step.
-
-    Args:
-        rng: The source of randomness.
-        stage: The stage of the curriculum.
-
-    Returns:
-        The token ids and the answer mask, both of shape (rows, length), and the task of each row.
-    """
-    names = [
-        str(name) for name in rng.choice(list(stage.mixture), stage.rows, p=list(stage.mixture.values()))
-    ]
-    samples = [TASKS[name](rng, stage.length) for name in names]
-    ids = torch.from_numpy(np.stack([sample.ids for sample in samples]))
-    mask = torch.from_numpy(np.stack([sample.answer_mask for sample in samples]))
-    return ids, mask, names
 
 
 def losses(model: Any, ids: torch.Tensor, mask: torch.Tensor, names: list[str]) -> dict[str, torch.Tensor]:
@@ -109,9 +63,27 @@ def losses(model: Any, ids: torch.Tensor, mask: torch.Tensor, names: list[str]) 
         "answer": _mean(each, answer),
         "text": _mean(each, text),
         "other": _mean(each, ~answer & ~text),
-        "balance": output.aux_loss,
+        "balance": balance_loss(output.router_logits, model.config.num_experts_per_tok),
         "right": right,
     }
+
+
+def balance_loss(router_logits: tuple[torch.Tensor, ...], active: int) -> torch.Tensor:
+    """Compute the load-balancing loss layer by layer, so that no layer leaves experts idle.
+
+    Args:
+        router_logits: For each layer the logits of shape (tokens, experts).
+        active: The number of experts of a token.
+
+    Returns:
+        The mean over the layers; it equals `active` when every layer is even.
+    """
+    total = torch.zeros(())
+    for logits in router_logits:
+        experts = logits.shape[-1]
+        chosen = F.one_hot(logits.topk(active, -1).indices, experts).sum(-2).float().mean(0)
+        total = total + experts * (chosen * logits.softmax(-1).mean(0)).sum()
+    return total / len(router_logits)
 
 
 def _mean(each: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -201,7 +173,8 @@ class Trainer:
             stage = REVISITED[int(self.rng.integers(len(REVISITED)))]
         parts = losses(self.model, *draw_batch(self.rng, stage))
         loss = parts["answer"] + parts["text"] + 0.05 * parts["other"]
-        (loss + self.model.config.router_aux_loss_coef * parts["balance"]).backward()
+        total: Any = loss + BALANCE_WEIGHT * parts["balance"]
+        total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

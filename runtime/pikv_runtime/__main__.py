@@ -1,0 +1,78 @@
+"""`python -m pikv_runtime serve | verify`: the runtime without the training stack."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pikv_runtime.config import RuntimeConfig
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pikv_runtime", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="serve prompts from a JSON-lines file (also under torchrun)")
+    serve.add_argument("prompts", type=Path, help='lines of {"prompt": "...", "output_tokens": 32, "arrival_s": 0}')
+    serve.add_argument("--model", default="embedded", help="embedded, or a folder in Hugging Face format")
+    serve.add_argument("--policy", default=None, help="a heuristic such as lazy/h2o, or a bundle's folder")
+    serve.add_argument("--ranks", type=int, default=1, help="virtual ranks, where torchrun does not start real ones")
+    serve.add_argument("--clock", choices=("model", "wall"), default="wall")
+    serve.add_argument("--read", choices=("exact", "sparse"), default="exact")
+    serve.add_argument("--router", default="centroid", help="read-set router of sparse reading")
+    serve.add_argument("--codec", choices=("native", "bf16"), default="native", help="top rung of the ladder")
+    serve.add_argument("--cap-mb", type=float, default=None, help="cap on KV of each rank, megabytes")
+    serve.add_argument("--json", type=Path, default=None, help="write the result here")
+    verify = commands.add_parser("verify", help="check a policy bundle: schema, hashes, contract, golden pairs")
+    verify.add_argument("bundle", type=Path)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from pikv_runtime.serving import print_served, serve
+
+    torch.set_num_threads(1)
+    config = RuntimeConfig(
+        read=arguments.read,
+        router=arguments.router if arguments.read == "sparse" else "all",
+        codec=arguments.codec,
+        cap_bytes=None if arguments.cap_mb is None else int(arguments.cap_mb * 1e6),
+    )
+    result = serve(
+        arguments.prompts,
+        model=arguments.model,
+        policy=arguments.policy,
+        ranks=arguments.ranks,
+        clock=arguments.clock,
+        config=config,
+    )
+    if result["rank"] == 0:
+        print_served(result)
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(result, indent=1))
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from pikv_runtime.policy import load_policy
+
+    policy = load_policy(str(arguments.bundle.resolve()), guard=False)
+    manifest = policy.bundle.manifest  # type: ignore[attr-defined]
+    print(f"{manifest.name}-{manifest.version}: verified (contract {manifest.contract_hash}, golden pairs reproduced)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors are one line on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        {"serve": _serve, "verify": _verify}[arguments.command](arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Serving prompts from a file, on one rank or many: what `python -m pikv_runtime serve` does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pikv_runtime.config import RuntimeConfig
+from pikv_runtime.requests import Request, RequestList, chain_hashes
+from pikv_runtime.transport import LocalTransport, TorchDistTransport, Transport
+
+
+def read_prompts(path: Path, encode: Any, page_tokens: int) -> RequestList:
+    """Requests from a JSON-lines file: `{"prompt": text, "output_tokens": 32, "arrival_s": 0.0, "class": 0}`.
+
+    Raises:
+        ValueError: names the line and what is wrong with it.
+    """
+    requests = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            ids = np.asarray(encode(row["prompt"]), np.int32)
+            requests.append(_request(len(requests), row, ids, page_tokens))
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: {error!s}; wanted an object with a string 'prompt'") from error
+    if not requests:
+        raise ValueError(f"{path}: no prompts")
+    requests.sort(key=lambda r: r.arrival_s)
+    return RequestList(path.stem, requests[-1].arrival_s, tuple(requests))
+
+
+def _request(number: int, row: dict[str, Any], ids: np.ndarray, page_tokens: int) -> Request:
+    output = int(row.get("output_tokens", 32))
+    hashes = np.zeros((len(ids) + output) // page_tokens, np.int64)  # zero: what is not known yet is not shared
+    prompt = chain_hashes(ids, page_tokens)
+    hashes[: len(prompt)] = prompt
+    return Request(
+        number, float(row.get("arrival_s", 0.0)), len(ids), output, hashes, int(row.get("class", 0)), prompt_ids=ids
+    )
+
+
+def join_ranks(ranks: int) -> Transport:
+    """The transport of this process: torch.distributed under torchrun, else virtual ranks in this process."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return LocalTransport(ranks)
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    return TorchDistTransport()
+
+
+def serve(
+    prompts: Path, *, model: str, policy: str | None, ranks: int, clock: str, config: RuntimeConfig
+) -> dict[str, Any]:
+    """Serve all prompts of a file; returns texts, latencies and costs as one JSON object."""
+    from pikv_runtime.engine import Engine
+    from pikv_runtime.models import load_model
+
+    loaded, tokenizer = load_model(model)
+    workload = read_prompts(prompts, tokenizer.encode, config.page_tokens)
+    transport = join_ranks(ranks)
+    engine = Engine(loaded, config, policy, clock=clock, transport=transport)  # type: ignore[arg-type]
+    served = sorted(engine.run(workload), key=lambda done: done.request.request_id)
+    costs = json.loads(engine.costs().to_json())
+    return {
+        "rank": transport.rank,
+        "requests": [
+            {
+                "id": s.request.request_id,
+                "text": tokenizer.decode(s.output_ids.tolist()),
+                "ttft_s": s.ttft_s,
+                "tpot_s": s.tpot_s,
+                "hit_tokens": s.hit_tokens,
+                "preempted": s.preempted,
+            }
+            for s in served
+        ],
+        "costs": costs,
+    }
+
+
+def print_served(result: dict[str, Any], lines: Iterable[str] = ()) -> None:
+    """A short account for people."""
+    for request in result["requests"]:
+        text = request["text"].replace("\n", "\\n")
+        print(f"{request['id']:>4}  ttft {request['ttft_s']:.3f} s  tpot {request['tpot_s'] * 1e3:.1f} ms  {text[:80]}")
+    for line in lines:
+        print(line)
