@@ -1,4 +1,4 @@
-"""PiKV environments: importing this package registers `PiKV/Trace-v0` and `PiKV/Runtime-v0` with Gymnasium."""
+"""PiKV environments: importing this registers `PiKV/Trace-v0` and `PiKV/Runtime-v0` with Gymnasium."""
 
 from __future__ import annotations
 

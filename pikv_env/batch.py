@@ -6,6 +6,7 @@ Single environment, Gymnasium vector environment and SB3 view are thin faces of 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ class TraceBatch:
     A lane that is over stays as it is, at reward 0, until it is reset.
 
     Args:
-        library: recorded traces; pages, observation period and layers must be the runtime's and the geometry's.
+        library: recorded traces; must fit the runtime (pages, observations) and the geometry (layers).
         config: what episodes are made of.
         num_envs: lanes n.
         seed: everything that is drawn derives from it: the pool, and each lane's episodes.
@@ -102,10 +103,11 @@ class TraceBatch:
         pressure: float | None = None,
         lambdas: tuple[float, float] | None = None,
     ) -> None:
-        """Start an episode in lane `i`; what is not given is drawn (and drawing is not shifted by what is given)."""
+        """Start an episode in lane `i`; what is not given is drawn. What is given shifts no later draw."""
         rng, config = self.rngs[i], self.config
         j = int(rng.integers(len(self.pool.prepared)))
-        level, *prices = [_log_uniform(rng, pair) for pair in (config.pressure, config.lambda1, config.lambda2)]
+        ranges = (config.pressure, config.lambda1, config.lambda2)
+        level, *prices = [_log_uniform(rng, ends) for ends in ranges]
         self.workload[i] = j if workload is None else workload
         self.pressure[i] = level if pressure is None else pressure
         prepared = self.prepared(i)
@@ -134,7 +136,7 @@ class TraceBatch:
         return float(self.state.cap_bytes[i]) * self.config.ranks
 
     def step(self) -> Floats:
-        """Run one interval under `control_groups` and `control_globals` (clipped here). Returns rewards (n,)."""
+        """Run one interval under `control_groups` and `control_globals` (clipped here); rewards (n,)."""
         self._legalise()
         self.state.control_groups[:] = self.control_groups
         self.state.control_globals[:] = self.control_globals
@@ -177,10 +179,7 @@ class TraceBatch:
             step_lanes(self.state, 0, self.num_envs, *args)
             return
         edges = np.linspace(0, self.num_envs, self.threads + 1).astype(int)
-        jobs = [
-            self._workers.submit(step_lanes, self.state, int(a), int(b), *args)
-            for a, b in zip(edges[:-1], edges[1:], strict=True)
-        ]
+        jobs = [self._workers.submit(step_lanes, self.state, int(a), int(b), *args) for a, b in pairwise(edges)]
         for job in jobs:
             job.result()
 
@@ -200,7 +199,7 @@ def _log_uniform(rng: np.random.Generator, pair: tuple[float, float]) -> float:
 
 
 def _check_match(library: TraceLibrary, config: EnvConfig) -> None:
-    """Refuse a library recorded for another runtime or model shape: the compiled ledger does not check indices."""
+    """Refuse traces of another runtime or model shape: the compiled ledger does not check indices."""
     runtime, geometry = config.runtime, load_geometry(config.geometry)
     for name in ("page_tokens", "observe_tokens"):
         if getattr(library, name) != getattr(runtime, name):

@@ -31,7 +31,7 @@ def resolve_library(library: TraceLibrary | str | Path | None = None) -> TraceLi
         return library
     path = BUILTIN_PATH if library is None else Path(library)
     if not path.exists():
-        what = "no built-in trace library in this installation" if library is None else f"no trace library at {path}"
+        what = "no built-in trace library" if library is None else f"no trace library at {path}"
         raise FileNotFoundError(f"{what}: record one with `pikv record` and pass its path as library=...")
     return _load(path)
 
@@ -45,7 +45,8 @@ def make_config(config: EnvConfig | None = None, **changes: Any) -> EnvConfig:
     known = [f.name for f in fields(EnvConfig)]
     for name, value in changes.items():
         if name not in known:
-            raise UnknownNameError("environment argument", name, sorted([*known, "library", "seed", "config"]))
+            known = sorted([*known, "library", "seed", "config"])
+            raise UnknownNameError("environment argument", name, known)
         if name in _RANGES:
             changes[name] = (value, value) if isinstance(value, int | float) else tuple(value)
         elif name == "families":

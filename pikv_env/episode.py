@@ -14,7 +14,7 @@ PARTS = ("J_interval", "latency", "memory", "loss")
 
 
 def reset_lane(batch: TraceBatch, i: int, options: dict[str, Any] | None) -> None:
-    """Start an episode in lane `i` under `options`: workload number, pressure, (λ1, λ2); what is absent is drawn.
+    """Start an episode in lane `i` under `options` (workload, pressure, lambdas); what is absent is drawn.
 
     Raises:
         ValueError: an unknown option, or one out of range.
@@ -29,7 +29,7 @@ def reset_lane(batch: TraceBatch, i: int, options: dict[str, Any] | None) -> Non
     if not 0 < given.get("pressure", 1.0) < math.inf:
         raise ValueError(f"pressure={given['pressure']}: must be positive and finite")
     if "lambdas" in given and not (len(given["lambdas"]) == 2 and min(given["lambdas"]) > 0):
-        raise ValueError(f"lambdas={given['lambdas']}: two positive numbers (memory, lost fidelity) are wanted")
+        raise ValueError(f"lambdas={given['lambdas']}: two positive numbers are wanted (memory, fidelity)")
     batch.reset_lane(i, **given)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +11,16 @@ import numpy as np
 from pikv_env.config import EnvConfig
 from pikv_env.traces.library import TraceLibrary
 from pikv_env.workloads import make_workload
-from pikv_env.workloads.families import FAMILIES
-from pikv_runtime.ledger import build, clear, load_requests, observations, pages_needed
-from pikv_runtime.ledger.drive import Bank, reference_run
+from pikv_env.workloads.families import FAMILIES, Family
+from pikv_runtime.ledger import build, load_requests, observations, pages_needed
+from pikv_runtime.ledger.drive import Bank, SaturatedError, reference_run
 from pikv_runtime.ledger.setup import Shape
 from pikv_runtime.ledger.state import INT8, NATIVE, Ledger, Price
 from pikv_runtime.objective import Reference
 from pikv_runtime.profiles import load_geometry, load_profile
-from pikv_runtime.requests import RequestList
+from pikv_runtime.requests import BATCH, INTERACTIVE, RequestList
+
+DRAWS = 12
 
 
 @dataclass(frozen=True)
@@ -34,27 +37,28 @@ class Prepared:
 
 
 def make_bank(library: TraceLibrary, router: str, pages: int) -> Bank:
-    """Recorded signals in the ledger's layout, padded to `pages`; `score` is the chosen router's."""
+    """Recorded signals in the ledger's layout, exactly `pages` wide; `score` is the chosen router's."""
     pad = max(0, pages - library.tags.shape[2])
     wide = [(0, 0)] * 2 + [(0, pad)]
-    tags = np.pad(library.tags, wide, constant_values=-1)
-    mass = np.pad(library.mass, [(0, 0), *wide])
+    # Cut, too: no request of the pool is longer, and the compiled read-set rule takes its width from `score`.
+    tags = np.pad(library.tags, wide, constant_values=-1)[..., :pages]
+    mass = np.pad(library.mass, [(0, 0), *wide])[..., :pages]
     if router == "gate":
         chosen = np.maximum(tags, 0).astype(np.int64)[:, None].repeat(mass.shape[1], 1)
         score = np.take_along_axis(library.gate, chosen, axis=3)
     else:
-        score = np.pad(library.score, [(0, 0), *wide])
-    errors = np.pad(library.error, [*wide, (0, 0)]).transpose(0, 2, 1, 3)
+        score = np.pad(library.score, [(0, 0), *wide])[..., :pages]
+    errors = np.pad(library.error, [*wide, (0, 0)])[:, :, :pages].transpose(0, 2, 1, 3)
     contiguous = (np.ascontiguousarray(a, dtype=np.float32) for a in (errors, mass, score))
     return Bank(np.ascontiguousarray(tags), *contiguous)
 
 
 def working_set(workload: RequestList, reference: Reference, block_bytes: float, page_tokens: int) -> float:
-    """Mean bytes that a clairvoyant would hold: every block from its first use to its last, at `block_bytes`."""
+    """Mean bytes that a clairvoyant holds: every block from its first use to its last, at `block_bytes`."""
     ids, starts, ends = [], [], []
     for request in workload.requests:
         blocks = math.ceil((request.prompt_tokens + request.output_tokens) / page_tokens)
-        stay = 0.01 * blocks  # a use is not a moment; its exact length hardly matters against minutes of reuse
+        stay = 0.01 * blocks  # a use takes time; how much hardly matters against minutes of reuse
         ids.append(request.hash_ids[: request.prompt_tokens // page_tokens])
         starts.append(np.full(len(ids[-1]), request.arrival_s))
         ends.append(np.full(len(ids[-1]), request.arrival_s + stay))
@@ -68,33 +72,34 @@ def working_set(workload: RequestList, reference: Reference, block_bytes: float,
 
 
 class WorkloadPool:
-    """`config.workloads` workloads over `config.families`, deterministic in `seed`."""
+    """`config.workloads` workloads over `config.families` in turn, deterministic in `seed`.
+
+    Raises:
+        ValueError: a family offers no workload whose uncapped exact run leaves compute to spare.
+    """
 
     def __init__(self, library: TraceLibrary, config: EnvConfig, seed: int) -> None:
         self.config, self.library = config, library
         self.profile, geometry = load_profile(config.profile), load_geometry(config.geometry)
         self.shape: Shape = geometry.shape(config.runtime.page_tokens)
         self.prices = self.profile.prices()
-        rng = np.random.default_rng(seed)
-        drawn = [
-            self._draw(config.families[j % len(config.families)], int(rng.integers(2**31)), rng)
-            for j in range(config.workloads)
-        ]
-        self.requests = max(len(w.requests) for w in drawn)
-        self.pages = max(pages_needed(w.requests, config.runtime.page_tokens) for w in drawn)
+        self.classes = (INTERACTIVE, BATCH)
+        families = [FAMILIES[config.families[j % len(config.families)]] for j in range(config.workloads)]
+        self.pages = longest_pages(library, families)
         self.bank = make_bank(library, config.runtime.router, self.pages)
+        drawn = [self._draw(family, np.random.default_rng([seed, j])) for j, family in enumerate(families)]
+        self.requests = max(len(workload.requests) for workload, _ in drawn)
         self.store = self.ledger(len(drawn))
-        scratch = self.ledger(1)
-        self.prepared = [self._prepare(j, w, scratch) for j, w in enumerate(drawn)]
+        self.prepared = [self._prepare(j, *pair) for j, pair in enumerate(drawn)]
 
-    def ledger(self, lanes: int) -> Ledger:
-        """A ledger wide enough for every workload of the pool."""
+    def ledger(self, lanes: int, requests: int | None = None) -> Ledger:
+        """A ledger wide enough for every workload of the pool, or for `requests` requests."""
         state = build(
             self.config.runtime,
             self.shape,
             self.classes,
             lanes=lanes,
-            requests=self.requests,
+            requests=self.requests if requests is None else requests,
             pages=self.pages,
             ranks=self.config.ranks,
         )
@@ -107,29 +112,41 @@ class WorkloadPool:
         step = p[Price.STEP] / 4 + p[Price.DECODE_TOKEN]
         return float(prompt_tokens * p[Price.PREFILL_TOKEN] + output_tokens * step)
 
-    def _draw(self, family: str, seed: int, rng: np.random.Generator) -> RequestList:
-        load = rng.uniform(*self.config.load)
-        workload = make_workload(FAMILIES[family], self.library, seed, self.config.horizon_s, load, self.service_s)
-        self.classes = workload.classes
-        return workload
+    def _draw(self, family: Family, rng: np.random.Generator) -> tuple[RequestList, Reference]:
+        """A workload and its U. A burst can overload even U: then draw again, at a tenth less load."""
+        refused = "no requests within the horizon"
+        for attempt in range(DRAWS):
+            load = rng.uniform(*self.config.load) * 0.9**attempt
+            workload_seed, horizon_s = int(rng.integers(2**31)), self.config.horizon_s
+            workload = make_workload(family, self.library, workload_seed, horizon_s, load, self.service_s)
+            if not workload.requests:
+                continue
+            one, scratch = (self.ledger(1, len(workload.requests)) for _ in range(2))
+            self._load(one, 0, workload)
+            try:
+                return workload, reference_run(one, 0, self.bank, scratch)
+            except SaturatedError as error:
+                refused = str(error)
+        raise ValueError(f"family {family.id!r}: {DRAWS} workloads refused: {refused}")
 
-    def _prepare(self, j: int, workload: RequestList, scratch: Ledger) -> Prepared:
-        clear(self.store, j)
-        load_requests(
-            self.store,
-            j,
-            workload.requests,
-            audit_seed=workload.seed,
-            audit_share=self.config.runtime.audit_share,
-        )
-        reference = reference_run(self.store, j, self.bank, scratch)
-        block = self.shape.layers * int(self.store.codec_bytes[INT8])
+    def _load(self, target: Ledger, lane: int, workload: RequestList) -> None:
+        share = self.config.runtime.audit_share
+        load_requests(target, lane, workload.requests, audit_seed=workload.seed, audit_share=share)
+
+    def _prepare(self, j: int, workload: RequestList, reference: Reference) -> Prepared:
+        self._load(self.store, j, workload)
         tokens = self.config.runtime.page_tokens
-        largest = pages_needed(workload.requests, tokens) * self.shape.layers * int(self.store.codec_bytes[NATIVE])
+        int8, native = (self.shape.layers * int(self.store.codec_bytes[codec]) for codec in (INT8, NATIVE))
         return Prepared(
             workload,
             reference,
             observations(self.store, j),
-            working_set(workload, reference, block, tokens),
-            floor_bytes=int(largest * 1.25),
+            working_set(workload, reference, int8, tokens),
+            floor_bytes=int(pages_needed(workload.requests, tokens) * native * 1.25),
         )
+
+
+def longest_pages(library: TraceLibrary, families: Sequence[Family]) -> int:
+    """Pages of the longest content that any of `families` may draw."""
+    rows = np.concatenate([library.rows_of(kind) for family in families for kind in family.kinds])
+    return math.ceil(int(library.total_tokens[rows].max()) / library.page_tokens)

@@ -35,9 +35,10 @@ def make_sb3(env_id: str = TRACE_ID, num_envs: int = 1, **kwargs: Any) -> VecEnv
 class TraceVecEnv(VecEnv):  # type: ignore[misc]
     """`num_envs` episodes side by side; arguments as for `TraceEnv`, and `threads`.
 
-    `env_method` calls the batch's lane methods (`get_state`, `set_state`, `reset_lane`, `score`), `get_attr` reads its
-    attributes, a lane's own share of them where they have one. `parts` (n, 3) is the last interval's latency, memory
-    and loss. An episode's end brings `episode_cost` and `episode` (reward, length, time), with or without VecMonitor.
+    `env_method` calls the batch's lane methods (`get_state`, `set_state`, `reset_lane`, `score`); `get_attr`
+    reads its attributes, a lane's own share of them where they have one (`parts`: latency, memory and loss of
+    the last interval). An episode's end brings `episode_cost`, and `episode` (reward, length, time) without
+    VecMonitor.
     """
 
     def __init__(

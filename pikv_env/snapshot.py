@@ -20,7 +20,7 @@ _OWN = (
 
 @dataclass(frozen=True)
 class LaneState:
-    """A lane at one moment, detached: the ledger's arrays, the batch's own, and the generator of later episodes.
+    """A lane at one moment: the ledger's arrays, the batch's own, and the generator of later episodes.
 
     It fits any lane of any batch over an equal pool (same library, config and pool seed).
     """
@@ -45,7 +45,7 @@ def save_lane(batch: TraceBatch, i: int) -> LaneState:
     return LaneState(
         {name: value[i].copy() for name, value in lane_arrays(batch).items()},
         {name: np.array(getattr(batch, name)[i]) for name in _OWN},
-        batch.rngs[i].bit_generator.state,
+        dict(batch.rngs[i].bit_generator.state),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a policy sees and may say: Gymnasium spaces over telemetry and a control view, for many lanes at once."""
+"""What a policy sees and may say: Gymnasium spaces over telemetry and a control view, by the batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Actions = NDArray[np.float32] | NDArray[np.int64]
 
 
 class PolicySpaces:
-    """Observation and action space of control view `control` over `num_groups` groups, and the way between them."""
+    """Observation and action space of the view `control` over `num_groups` groups, and how to use them."""
 
     def __init__(self, control: str, num_groups: int) -> None:
         self.control, self.num_groups = control, num_groups
         self.view = make_view(control, num_groups)
-        self.observation_space = _observation_space(num_groups, self.view.observes_groups)
+        self.observation_space: gym.Space[Array] = _observation_space(num_groups, self.view.observes_groups)
         self.action_space: gym.Space[Actions] = _action_space(self.view)
         self.names = observation_names(num_groups, control)
 
@@ -29,9 +29,7 @@ class PolicySpaces:
         """Telemetry (n, N, F) and (n, G) as fresh observations (n, D), float32, inside the space."""
         return observe(groups, globals_, view=self.control)
 
-    def write(
-        self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array
-    ) -> None:
+    def write(self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array) -> None:
         """Write the controls (n, N, 3) and (n, 18) that `actions` (n, A) ask for under this telemetry.
 
         Raises:
@@ -49,8 +47,8 @@ class PolicySpaces:
         self.view.decode(actions, groups, globals_, out_groups, out_globals)
 
 
-def _observation_space(num_groups: int, every_group: bool) -> spaces.Box:
-    """Finite bounds from the contract: globals, then mean and maximum over groups, then perhaps every group."""
+def _observation_space(num_groups: int, every_group: bool) -> gym.Space[Array]:
+    """Finite bounds from the contract: globals, mean and maximum over groups, then perhaps every group."""
     times = 2 + every_group * num_groups
     low = np.concatenate([GLOBAL_BOUNDS[0], np.tile(GROUP_BOUNDS[0], times)])
     high = np.concatenate([GLOBAL_BOUNDS[1], np.tile(GROUP_BOUNDS[1], times)])

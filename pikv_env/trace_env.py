@@ -18,7 +18,6 @@ from pikv_env.spaces import Actions, PolicySpaces
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import Array, Control, Telemetry
 from pikv_runtime.costs import CostBreakdown
-from pikv_runtime.objective import weigh
 
 
 class TraceEnv(gym.Env[Array, Actions]):
@@ -53,9 +52,7 @@ class TraceEnv(gym.Env[Array, Actions]):
         self.observation_space = self.spaces.observation_space
         self.action_space = self.spaces.action_space
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Start an episode. `options`: workload, pressure, lambdas; see `docs/environments.md`."""
         super().reset(seed=seed)
         if seed is not None:
@@ -68,9 +65,7 @@ class TraceEnv(gym.Env[Array, Actions]):
         batch = self.batch
         if batch.done[0]:
             raise ResetNeeded("the episode is over (or none was started): call reset()")
-        self.spaces.write(
-            action[None], batch.groups, batch.globals, batch.control_groups, batch.control_globals
-        )
+        self.spaces.write(action[None], batch.groups, batch.globals, batch.control_groups, batch.control_globals)
         return self._advance()
 
     def step_control(self, control: Control) -> tuple[Array, float, bool, bool, dict[str, Any]]:
@@ -105,8 +100,7 @@ class TraceEnv(gym.Env[Array, Actions]):
 
     def _advance(self) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         reward = float(self.batch.step()[0])
-        parts = self.batch.parts[0]
-        info: dict[str, Any] = dict(zip(PARTS, (float(weigh(parts, self.batch.state.lambdas[0])), *parts.tolist()), strict=True))
+        info: dict[str, Any] = dict(zip(PARTS, (-reward, *self.batch.parts[0].tolist()), strict=True))
         done = bool(self.batch.done[0])
         if done:
             info.update(episode_info(self.batch, 0))

@@ -1,4 +1,4 @@
-"""`PiKV/Trace-v0`, many environments: the batch behind `gymnasium.vector.VectorEnv`, reset in the same step."""
+"""`PiKV/Trace-v0`, many environments: the batch behind `gymnasium.vector.VectorEnv`."""
 
 from __future__ import annotations
 
@@ -63,10 +63,8 @@ class TraceVectorEnv(VectorEnv[Array, Actions, NDArray[np.float64]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-    def reset(
-        self, *, seed: Seeds = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
-        """Start an episode in every lane (those of `options["reset_mask"]`, where given), under the same options."""
+    def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Start an episode in every lane (or those of `options["reset_mask"]`), under the same options."""
         given = dict(options or {})
         mask = np.asarray(given.pop("reset_mask", np.ones(self.num_envs, np.bool_)))
         if isinstance(seed, int):
@@ -78,10 +76,10 @@ class TraceVectorEnv(VectorEnv[Array, Actions, NDArray[np.float64]]):
             info = self._add_info(info, reset_info(self.batch, i), i)
         return self._observation(), info
 
-    def step(
+    def step(  # type: ignore[override]  # Gymnasium types its flags as floats
         self, actions: Actions
     ) -> tuple[Array, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Run one interval in every lane; lanes that are over start again, `info["final_obs"]` keeps their end."""
+        """Run one interval; lanes that are over start again, `info["final_obs"]` keeps their end."""
         batch = self.batch
         self.spaces.write(actions, batch.groups, batch.globals, batch.control_groups, batch.control_globals)
         rewards = batch.step()

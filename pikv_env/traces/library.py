@@ -170,9 +170,7 @@ class TraceLibrary:
             raise TraceError("libraries to merge must all have token_ids, or none")
         names = tuple(dict.fromkeys(f for library in libraries for f in library.families))
         offsets = _offsets(libraries)
-        parts = [
-            _renumbered(library, names, offset) for library, offset in zip(libraries, offsets, strict=True)
-        ]
+        parts = [_renumbered(library, names, offset) for library, offset in zip(libraries, offsets, strict=True)]
         arrays: dict[str, Any] = {
             name: _joined([part[name] for part in parts], _PADDING.get(name, 0)) for name in parts[0]
         }

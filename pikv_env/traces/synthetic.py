@@ -178,9 +178,7 @@ def _attention(
     return mass.astype(np.float32), (score * valid).astype(np.float32)
 
 
-def _hot_pages(
-    rng: np.random.Generator, context_pages: NDArray[Any], layers: int, pages: int
-) -> NDArray[np.float64]:
+def _hot_pages(rng: np.random.Generator, context_pages: NDArray[Any], layers: int, pages: int) -> NDArray[np.float64]:
     """Weights (C, 1, L, P) of the few far pages that each request keeps looking at in each layer."""
     contents = len(context_pages)
     weight = np.zeros((contents, layers, pages))

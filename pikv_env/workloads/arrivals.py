@@ -110,9 +110,7 @@ class OnOff:
 
     def __post_init__(self) -> None:
         if not (self.on_s > 0 and self.off_s > 0 and 0 <= self.lull <= 1):
-            raise ValueError(
-                f"on_s={self.on_s}, off_s={self.off_s} must be positive, lull={self.lull} in 0..1"
-            )
+            raise ValueError(f"on_s={self.on_s}, off_s={self.off_s} must be positive, lull={self.lull} in 0..1")
 
     def __call__(self, rng: Rng, rate_per_s: float, horizon_s: float) -> Times:
         """Draw the times of one episode."""
@@ -152,13 +150,9 @@ class Sessions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_turns <= self.max_turns:
-            raise ValueError(
-                f"min_turns={self.min_turns}, max_turns={self.max_turns}: allowed 1 <= min <= max"
-            )
+            raise ValueError(f"min_turns={self.min_turns}, max_turns={self.max_turns}: allowed 1 <= min <= max")
         if not (self.think_median_s > 0 and self.think_sigma >= 0):
-            raise ValueError(
-                f"think_median_s={self.think_median_s} must be positive, think_sigma not negative"
-            )
+            raise ValueError(f"think_median_s={self.think_median_s} must be positive, think_sigma not negative")
 
     def __call__(self, rng: Rng, rate_per_s: float, horizon_s: float) -> Times:
         """Draw the times of one episode."""
@@ -194,16 +188,12 @@ class Replay:
 
     def __post_init__(self) -> None:
         if not str(self.path) or self.jitter_ms < 0:
-            raise ValueError(
-                f"path={str(self.path)!r} must name a trace file, jitter_ms={self.jitter_ms} be >= 0"
-            )
+            raise ValueError(f"path={str(self.path)!r} must name a trace file, jitter_ms={self.jitter_ms} be >= 0")
 
     def __call__(self, rng: Rng, rate_per_s: float, horizon_s: float) -> Times:
         """Draw the times of one episode."""
         check_rate(rate_per_s, horizon_s)
-        stamps = _stamps(
-            str(self.path), Path(self.path).stat().st_mtime_ns if Path(self.path).exists() else 0
-        )
+        stamps = _stamps(str(self.path), Path(self.path).stat().st_mtime_ns if Path(self.path).exists() else 0)
         stamps = np.sort(stamps - stamps.min() + rng.uniform(0, self.jitter_ms, len(stamps)))
         span = max(float(stamps[-1]) * (len(stamps) + 1) / len(stamps), 1e-9)
         unit = stamps / span * len(stamps)  # one arrival per unit of time on average

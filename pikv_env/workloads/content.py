@@ -76,9 +76,7 @@ def build_contents(
     if count < 0 or per_group < 1:
         raise ValueError(f"count={count} and per_group={per_group}: at least 0 and at least 1")
     if prompt_range[0] < QUESTION_ROOM + 1 or prompt_range[1] < prompt_range[0] + 2 * QUESTION_ROOM:
-        raise ValueError(
-            f"prompt_range={prompt_range}: low over {QUESTION_ROOM}, high {2 * QUESTION_ROOM} above it"
-        )
+        raise ValueError(f"prompt_range={prompt_range}: low over {QUESTION_ROOM}, high {2 * QUESTION_ROOM} above it")
     if output_range[0] < 1 or output_range[1] < output_range[0]:
         raise ValueError(f"output_range={output_range}: low must be at least 1 and not above high")
     rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])
@@ -124,9 +122,7 @@ def _dialogue(rng: Rng, kind: str, turns: int, prompts: tuple[int, int]) -> list
     high = prompts[1] - QUESTION_ROOM
     room = high - (turns - 1) * LONGEST_TURN
     if prompts[0] + 16 > room:
-        raise ValueError(
-            f"prompt_range={prompts} is too narrow for dialogues of {turns} turns: fewer turns, or wider"
-        )
+        raise ValueError(f"prompt_range={prompts} is too narrow for dialogues of {turns} turns: fewer turns, or wider")
     first = log_uniform(rng, (prompts[0] + 16, room))
     last = log_uniform(rng, (first, high))
     text = _text(rng, kind, high)

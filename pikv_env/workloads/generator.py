@@ -50,9 +50,7 @@ def make_workload(
         raise ValueError(f"load={load}: must be positive")
     missing = [kind for kind in family.kinds if kind not in library.families]
     if missing:
-        raise ValueError(
-            f"family {family.id!r} needs contents {missing}; the library has {list(library.families)}"
-        )
+        raise ValueError(f"family {family.id!r} needs contents {missing}; the library has {list(library.families)}")
     draw = _Draw(family, _Groups.of(library, family.kinds), seed, horizon_s)
     service = _service_times(library, family.kinds, service_s)
     probes = draw.probe()
@@ -105,9 +103,7 @@ class _Groups:
         if len(self.first) != 2:
             raise ValueError(f"sessions draw from 1 content kind, not {len(self.first) - 1}")
         whole = np.flatnonzero(self.count == self.count.max())
-        return replace(
-            self, start=self.start[whole], count=self.count[whole], first=np.array([0, len(whole)])
-        )
+        return replace(self, start=self.start[whole], count=self.count[whole], first=np.array([0, len(whole)]))
 
 
 @dataclass(frozen=True)
@@ -157,9 +153,7 @@ class _Draw:
         process = self.family.arrivals
         assert isinstance(process, Sessions), "checked by Family"
         most = int(self.groups.count.max())
-        return replace(
-            process, min_turns=min(process.min_turns, most), max_turns=min(process.max_turns, most)
-        )
+        return replace(process, min_turns=min(process.min_turns, most), max_turns=min(process.max_turns, most))
 
     def requests(self, rate_per_s: float) -> tuple[Floats, Ints, Words, Words]:
         """Times, library rows, salts of the shared prefix, and who decides the class; each (R,)."""
@@ -208,9 +202,7 @@ def _service_times(library: TraceLibrary, kinds: tuple[str, ...], service_s: Ser
     return seconds
 
 
-def _hash_ids(
-    library: TraceLibrary, family: Family, rows: Ints, salts: Words, key: Words
-) -> NDArray[np.int64]:
+def _hash_ids(library: TraceLibrary, family: Family, rows: Ints, salts: Words, key: Words) -> NDArray[np.int64]:
     """Block ids (R, PB), salted by copy or session as far as its prefix is shared, by the request beyond."""
     own = mix(key, 8, np.arange(len(rows)))
     shared = {

@@ -139,12 +139,8 @@ def load_mooncake(
             prompt, output = int(library.prompt_tokens[content]), int(library.output_tokens[content])
         pages = (prompt + output) // library.page_tokens
         known = min(prompt, int(record.input_length / token_scale)) // library.page_tokens
-        ids = _page_ids(
-            record, pages, known, library.page_tokens * token_scale, block_tokens, seed, request_id
-        )
-        requests.append(
-            Request(request_id, float(arrival_s[at]), prompt, output, ids, int(classes[at]), content)
-        )
+        ids = _page_ids(record, pages, known, library.page_tokens * token_scale, block_tokens, seed, request_id)
+        requests.append(Request(request_id, float(arrival_s[at]), prompt, output, ids, int(classes[at]), content))
     horizon = float(arrival_s.max()) + 1e-3
     return RequestList(f"mooncake:{Path(path).name}", horizon, tuple(requests), family="mooncake", seed=seed)
 

@@ -29,17 +29,13 @@ def changed(library: TraceLibrary, name: str, index: object, value: object) -> T
 
 def same(a: TraceLibrary, b: TraceLibrary) -> bool:
     arrays = a.arrays()
-    return arrays.keys() == b.arrays().keys() and all(
-        np.array_equal(v, b.arrays()[k]) for k, v in arrays.items()
-    )
+    return arrays.keys() == b.arrays().keys() and all(np.array_equal(v, b.arrays()[k]) for k, v in arrays.items())
 
 
 def test_synthetic_is_valid_and_deterministic(library: TraceLibrary) -> None:
     library.check()
     assert same(library, synthetic_library(0, families=("facts", "dialogue", "code"), contents_per_family=8))
-    assert not same(
-        library, synthetic_library(1, families=("facts", "dialogue", "code"), contents_per_family=8)
-    )
+    assert not same(library, synthetic_library(1, families=("facts", "dialogue", "code"), contents_per_family=8))
     assert library.prompt_tokens.min() >= 128 and library.prompt_tokens.max() <= 1200
     assert library.output_tokens.min() >= 16 and library.output_tokens.max() <= 160
 
@@ -254,9 +250,7 @@ def test_arrays_are_read_only(library: TraceLibrary) -> None:
 def test_chain_is_the_runtime_chain(library: TraceLibrary) -> None:
     assert library.token_ids is not None
     tokens = library.token_ids[5, : library.total_tokens[5]]
-    assert np.array_equal(
-        library.chain[5, : library.num_blocks[5]], chain_hashes(tokens, library.page_tokens)
-    )
+    assert np.array_equal(library.chain[5, : library.num_blocks[5]], chain_hashes(tokens, library.page_tokens))
 
 
 def test_splitmix_reference_values() -> None:

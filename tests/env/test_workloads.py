@@ -94,9 +94,7 @@ def test_contents_keep_their_promises(kind: str) -> None:
 
 def test_contents_are_deterministic() -> None:
     a, b, c = (build_contents("facts", 6, seed=s) for s in (1, 1, 2))
-    assert all(
-        np.array_equal(x.ids, y.ids) and x.output_tokens == y.output_tokens for x, y in zip(a, b, strict=True)
-    )
+    assert all(np.array_equal(x.ids, y.ids) and x.output_tokens == y.output_tokens for x, y in zip(a, b, strict=True))
     assert any(not np.array_equal(x.ids, y.ids) for x, y in zip(a, c, strict=True))
     assert len({spec.ids.tobytes() for spec in a}) > 3, "the questions of a document do not differ"
 
@@ -154,9 +152,7 @@ def test_arrivals_are_sorted_inside_and_at_the_rate(name: str, rate: float, tmp_
         draw(np.random.default_rng(0), 0.0, HORIZON_S)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(
-    ("draw", "low", "high"), [(Poisson(), 0.9, 1.1), (Gamma(4.0), 3.0, 5.0), (OnOff(), 1.2, 3)]
-)
+@pytest.mark.parametrize(("draw", "low", "high"), [(Poisson(), 0.9, 1.1), (Gamma(4.0), 3.0, 5.0), (OnOff(), 1.2, 3)])
 def test_burstiness(draw: Poisson, low: float, high: float) -> None:
     gaps = np.diff(draw(np.random.default_rng(0), 5.0, 4 * HORIZON_S))
     assert low < gaps.std() / gaps.mean() < high
@@ -252,9 +248,7 @@ def test_statistics_come_out_as_the_family_says(library: TraceLibrary, unit_load
 def test_workloads_are_deterministic(library: TraceLibrary, name: str) -> None:
     a, b, c = (make_workload(name, library, seed, 300.0, 0.5, service_s) for seed in (3, 3, 4))
     assert fields(a) == fields(b) and fields(a) != fields(c)
-    assert not {int(h) for r in a.requests for h in r.hash_ids} & {
-        int(h) for r in c.requests for h in r.hash_ids
-    }
+    assert not {int(h) for r in a.requests for h in r.hash_ids} & {int(h) for r in c.requests for h in r.hash_ids}
 
 
 @pytest.mark.parametrize("name", FAMILIES.names())
@@ -336,9 +330,7 @@ def test_popularity_and_drift_act(library: TraceLibrary, unit_load: float) -> No
 
 
 def test_replay_can_replace_the_arrivals_of_a_family(library: TraceLibrary, tmp_path: Path) -> None:
-    family = dataclasses.replace(
-        FAMILIES["facts-poisson"], id="facts-replay", arrivals=process("replay", tmp_path)
-    )
+    family = dataclasses.replace(FAMILIES["facts-poisson"], id="facts-replay", arrivals=process("replay", tmp_path))
     assert len(make_workload(family, library, 0, HORIZON_S, 0.3, service_s).requests) > 500
 
 
@@ -462,9 +454,7 @@ def test_mooncake_round_trip_keeps_sharing(library: TraceLibrary, tmp_path: Path
     path = tmp_path / "written.jsonl"
     workload = make_workload("facts-poisson", library, 0, 600.0, 0.5, service_s)
     write_mooncake(path, workload, library.page_tokens)
-    read = load_mooncake(
-        path, library, token_scale=1, block_tokens=library.page_tokens, jitter_ms=0, lengths="trace"
-    )
+    read = load_mooncake(path, library, token_scale=1, block_tokens=library.page_tokens, jitter_ms=0, lengths="trace")
     assert [r.prompt_tokens for r in read.requests] == [r.prompt_tokens for r in workload.requests]
     before, after = describe(workload), describe(read)
     for key in ("prefix_hit_rate", "once_share", "prompt_tokens", "output_tokens"):

@@ -1,0 +1,155 @@
+"""One live run, in one process or in several: the same episode as in the trace environment, really served."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pikv_env.pool import WorkloadPool
+from pikv_env.runtime_env import RuntimeEnv
+from pikv_runtime.ledger.state import Tally
+from pikv_runtime.transport import LocalTransport, TorchDistTransport, Transport, run_ranks
+
+
+@dataclass(frozen=True)
+class LiveResult:
+    """What a live run measured."""
+
+    policy: str
+    ranks: int
+    clock: str
+    J: float
+    latency: float
+    memory: float
+    loss: float
+    seconds: float
+    """Wall time of serving."""
+    tokens_per_second: float
+    """Output tokens over wall time."""
+    decision_us: float
+    """Mean wall time of a decision on rank 0."""
+    decision_share: float
+    """Decision time over serving time."""
+    intervals: int
+    hit_rate: float
+    preemptions: int
+    controls_identical_on_ranks: bool
+    fallback_decisions: int
+    """Decisions that the guard took away from the policy."""
+    wire_bytes: dict[str, int]
+
+    @property
+    def fidelity(self) -> float:
+        """F."""
+        return 1.0 - self.loss
+
+
+def _rank_of(
+    rank: int, world: int, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: str, model: Any
+) -> dict[str, np.ndarray]:
+    return _serve(TorchDistTransport(), pool, options, policy, clock, model)
+
+
+def _serve(
+    transport: Transport, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: str, model: Any
+) -> dict[str, np.ndarray]:
+    """Serve one episode on this process's ranks; returns arrays only, so that nothing needs unpickling."""
+    from pikv_runtime.policy import load_policy
+
+    env = RuntimeEnv(
+        pool.library,
+        model=model,
+        clock=clock,
+        config=pool.config,
+        pool=pool,
+        transport=transport,  # type: ignore[arg-type]
+    )
+    env.reset(seed=0, options=options)
+    engine = env.engine
+    assert engine is not None
+    engine.policy = load_policy(policy)
+    limit_s = pool.config.horizon_s * (1 + pool.config.drain)
+    started, done = time.perf_counter(), False
+    while not done:
+        engine.decide()
+        done = engine.run_interval(limit_s)
+        engine.measure()
+    seconds = time.perf_counter() - started
+    engine.close()
+    score = engine.score()
+    digest = hashlib.sha256(b"".join(engine.control_log)).digest()
+    guard = getattr(engine.policy, "counters", {})
+    wire = transport.sent_bytes
+    return {
+        "score": np.array([score.J, score.latency, score.memory, score.loss]),
+        "tally": engine.ledger.tally[0].copy(),
+        "digest": np.frombuffer(digest, np.uint8),
+        "seconds": np.array([seconds, engine.timers.decision_s, engine.timers.decisions]),
+        "tokens": np.array([sum(len(o) for o in engine.outputs)]),
+        "guard": np.array([guard.get("fallback_decisions", 0)]),
+        "wire": np.array([wire[k] for k in sorted(wire)]),
+    }
+
+
+def run_live(
+    pool: WorkloadPool,
+    policy: str,
+    *,
+    workload: int = 0,
+    pressure: float = 2.0,
+    lambdas: tuple[float, float],
+    clock: Literal["model", "wall"] = "wall",
+    processes: bool = True,
+    model: Any = "embedded",
+    timeout_s: float = 600.0,
+) -> LiveResult:
+    """Serve one prepared workload under `policy` and measure.
+
+    Args:
+        pool: prepared workloads; its configuration says how many ranks.
+        policy: a heuristic's spec, or a bundle's folder.
+        workload, pressure, lambdas: the episode.
+        clock: wall (measured) or model.
+        processes: one process per rank over gloo; else one process plays all ranks.
+        model: loaded, by name or by path.
+        timeout_s: limit of a run in processes.
+    """
+    ranks = pool.config.ranks
+    options = {"workload": workload, "pressure": pressure, "lambdas": lambdas}
+    args = (pool, options, policy, clock, model)
+    if processes and ranks > 1:
+        parts = run_ranks(_rank_of, ranks, *args, timeout_s=timeout_s)
+    else:
+        parts = [_serve(LocalTransport(ranks), *args)]
+    return _result(parts, policy, ranks, clock)
+
+
+def _result(parts: list[dict[str, np.ndarray]], policy: str, ranks: int, clock: str) -> LiveResult:
+    first = parts[0]
+    J, latency, memory, loss = first["score"].tolist()
+    seconds, decision_s, decisions = first["seconds"].tolist()
+    tally = first["tally"]
+    wire = np.sum([p["wire"] for p in parts], axis=0)
+    return LiveResult(
+        policy=policy,
+        ranks=ranks,
+        clock=clock,
+        J=J,
+        latency=latency,
+        memory=memory,
+        loss=loss,
+        seconds=seconds,
+        tokens_per_second=float(first["tokens"][0]) / seconds,
+        decision_us=decision_s / max(1, decisions) * 1e6,
+        decision_share=decision_s / seconds,
+        intervals=int(decisions),
+        hit_rate=float(tally[Tally.HIT_TOKENS] / max(1.0, tally[Tally.PROMPT_TOKENS])),
+        preemptions=int(tally[Tally.PREEMPTIONS]),
+        controls_identical_on_ranks=all(np.array_equal(p["digest"], first["digest"]) for p in parts),
+        fallback_decisions=int(first["guard"][0]),
+        wire_bytes=dict(zip(("control", "decode_query", "page_move", "prefill_query"), wire.tolist(), strict=True)),
+    )
