@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 # name -> (module:class, what it does in one line), in the order of `pikv --help`
 COMMANDS: dict[str, tuple[str, str]] = {
+    "headroom": ("pikv_agents.commands.headroom:Headroom", "what there is to gain, before any learning"),
+    "train": ("pikv_agents.commands.train:Train", "learn a policy on recorded traces"),
+    "evaluate": ("pikv_agents.commands.evaluate:Evaluate", "policies and their rivals on held-out workloads"),
+    "export": ("pikv_agents.commands.export:Export", "a training run as a policy bundle"),
+    "policies": ("pikv_agents.commands.policies:Policies", "list, show and verify policy bundles"),
     "compare": ("pikv_agents.commands.compare:Compare", "runs and evaluations side by side, with intervals"),
 }
 DEBUG = "PIKV_DEBUG"
@@ -47,9 +52,7 @@ def print_help() -> None:
 
     console = Console(highlight=False)
     console.print("[bold]usage:[/] pikv [cyan]COMMAND[/] [OPTIONS]\n", soft_wrap=True)
-    console.print(
-        "Learns and serves policies for the KV cache of Mixture-of-Experts models.\n", soft_wrap=True
-    )
+    console.print("Learns and serves policies for the KV cache of Mixture-of-Experts models.\n", soft_wrap=True)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 2))
     for name, (_, line) in COMMANDS.items():
         table.add_row(f"[cyan]{name}[/]", line)

@@ -60,11 +60,7 @@ def _choose_unit(unit: str, evaluations: Sequence[Evaluation]) -> str:
     if len(names) > 1 and all(one == names[0] for one in names):
         return "run"
     rows = [row for e in evaluations for f in e["families"].values() for row in f["policies"].values()]
-    return (
-        "workload"
-        if all(len(row.get("scores", [])) == len(evaluations[0]["seeds"]) for row in rows)
-        else "run"
-    )
+    return "workload" if all(len(row.get("scores", [])) == len(evaluations[0]["seeds"]) for row in rows) else "run"
 
 
 def collect(evaluations: Sequence[Evaluation], split: str, unit: str) -> Samples:
@@ -83,13 +79,9 @@ def collect(evaluations: Sequence[Evaluation], split: str, unit: str) -> Samples
                     units.setdefault(key, []).append(value)
     if not lists:
         splits = sorted({f["split"] for e in evaluations for f in e["families"].values()})
-        raise ValueError(
-            f"split={split!r} has no family in these evaluations: allowed {', '.join(splits)}, all"
-        )
+        raise ValueError(f"split={split!r} has no family in these evaluations: allowed {', '.join(splits)}, all")
     return {
-        policy: {
-            family: {key: float(np.mean(v)) for key, v in units.items()} for family, units in rows.items()
-        }
+        policy: {family: {key: float(np.mean(v)) for key, v in units.items()} for family, units in rows.items()}
         for policy, rows in lists.items()
     }
 
@@ -123,9 +115,7 @@ def _policy(samples: Samples, policy: str, families: Sequence[str]) -> dict[str,
     }
 
 
-def _difference(
-    samples: Samples, policy: str, baseline: str, families: Sequence[str]
-) -> dict[str, Any] | None:
+def _difference(samples: Samples, policy: str, baseline: str, families: Sequence[str]) -> dict[str, Any] | None:
     """Paired on the units that both have; None where a family has fewer than two of them."""
     pairs = []
     for family in families:
@@ -190,9 +180,7 @@ def compare(
     return result
 
 
-def _evaluation(
-    evaluations: Sequence[Evaluation], baseline: str | None, split: str, unit: str
-) -> dict[str, Any]:
+def _evaluation(evaluations: Sequence[Evaluation], baseline: str | None, split: str, unit: str) -> dict[str, Any]:
     unit = _choose_unit(unit, evaluations)
     samples = collect(evaluations, split, unit)
     families = [f for f in next(iter(samples.values())) if all(f in rows for rows in samples.values())]

@@ -145,9 +145,7 @@ def paired_differences(
     if not shared:
         raise ValueError(f"candidate has {sorted(candidate)}, baseline {sorted(baseline)}: no task is shared")
     found = {task: paired_difference(candidate[task], baseline[task], **options) for task in shared}
-    return found | {
-        "all": paired_difference([candidate[t] for t in shared], [baseline[t] for t in shared], **options)
-    }
+    return found | {"all": paired_difference([candidate[t] for t in shared], [baseline[t] for t in shared], **options)}
 
 
 def _win_share(candidate: NDArray[np.float64], baseline: NDArray[np.float64]) -> NDArray[np.float64]:

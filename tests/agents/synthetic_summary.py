@@ -145,10 +145,7 @@ def make_summary(shift: float = 0.0, seed: int = 0) -> dict:
             "title": "PiKV quickstart",
             "command": "pikv quickstart --out runs/quickstart",
             "versions": {"python": "3.11", "torch": "2.13", "numpy": "2.4"},
-            "stages": [
-                {"stage": s, "seconds": t}
-                for s, t in (("record", 48.0), ("train", 402.5), ("evaluate", 61.0))
-            ],
+            "stages": [{"stage": s, "seconds": t} for s, t in (("record", 48.0), ("train", 402.5), ("evaluate", 61.0))],
         },
         "coverage": [
             {

@@ -151,9 +151,7 @@ def test_a_loss_is_as_visible_as_a_win(pages):
     assert "does not beat the best heuristic" in pages["loses"]
 
 
-@pytest.mark.parametrize(
-    "section", ["coverage", "headroom", "training", "evaluation", "policy", "live", "timeline"]
-)
+@pytest.mark.parametrize("section", ["coverage", "headroom", "training", "evaluation", "policy", "live", "timeline"])
 def test_every_section_may_be_absent(summary, section, undrawn):
     page = Page(render({key: value for key, value in summary.items() if key != section}))
     assert page.open == []

@@ -76,9 +76,7 @@ def test_pairing_sees_what_two_intervals_hide():
 
 
 def test_differences_by_workload_and_over_all():
-    found = paired_differences(
-        {"a": [1.0, 2.0], "b": [5.0, 5.0], "c": [0, 0]}, {"a": [2.0, 3.0], "b": [4.0, 4.0]}
-    )
+    found = paired_differences({"a": [1.0, 2.0], "b": [5.0, 5.0], "c": [0, 0]}, {"a": [2.0, 3.0], "b": [4.0, 4.0]})
     assert {task: row.value for task, row in found.items()} == {"a": -1.0, "b": 1.0, "all": 0.0}
     with pytest.raises(ValueError, match="no task is shared"):
         paired_differences({"a": [1, 2]}, {"b": [1, 2]})

@@ -50,9 +50,7 @@ def _evaluation_table(section: dict[str, Any]) -> Table:
             ]
         elif policy == baseline:
             cells[0] = "baseline"
-        style = (
-            "" if not other else "green" if other["ci95"][1] < 0 else "red" if other["ci95"][0] > 0 else ""
-        )
+        style = "" if not other else "green" if other["ci95"][1] < 0 else "red" if other["ci95"][0] > 0 else ""
         own = f"{row['ci95'][0]:.2f}…{row['ci95'][1]:.2f}" if row["ci95"] else "–"
         table.add_row(policy, number(row["J"]), own, *cells, style=style)
     return table

@@ -36,9 +36,7 @@ def pages(section: Timeline) -> Figure:
     """By policy: pages by state, bytes by state against the cap, pages evicted so far."""
     runs = section["runs"]
     figure = Figure((10.5, 6.2), layout="constrained")
-    panels = figure.subplots(
-        3, len(runs), sharex=True, sharey="row", height_ratios=(3, 2, 1.4), squeeze=False
-    )
+    panels = figure.subplots(3, len(runs), sharex=True, sharey="row", height_ratios=(3, 2, 1.4), squeeze=False)
     for column, run in zip(panels.T, runs, strict=True):
         minutes = np.array(run["time_s"]) / 60
         _area(column[0], minutes, run["pages"])

@@ -123,9 +123,7 @@ def _family(evaluation: Evaluation, name: str, learned: str, counted: list[str])
     )
 
 
-def _overall(
-    evaluation: Evaluation, learned: str, best: str, counted: list[str]
-) -> tuple[Outcome, float, str]:
+def _overall(evaluation: Evaluation, learned: str, best: str, counted: list[str]) -> tuple[Outcome, float, str]:
     """Outcome over the counted families, relative difference of J, the interval they rest on in words."""
     rows = [evaluation["families"][f]["policies"] for f in counted]
     tables = [[row.get(p, {}).get("scores", []) for row in rows] for p in (learned, best)]
@@ -167,9 +165,7 @@ def verdict(evaluation: Evaluation, learned: str | None = None) -> Verdict:
     best = min(rivals, key=lambda p: overall[p]["J"])
     counted = counted_families(evaluation)
     outcome, relative, interval = _overall(evaluation, learned, best, counted)
-    families = tuple(
-        row for name in evaluation["families"] if (row := _family(evaluation, name, learned, counted))
-    )
+    families = tuple(row for name in evaluation["families"] if (row := _family(evaluation, name, learned, counted)))
     failures = tuple(r.family for r in families if (r.versus_static_tuned or 0) > MOST_REGRESSION)
     sentence = _sentence(outcome, best, relative, interval, len(counted))
     return Verdict(outcome, learned, best, relative, sentence, families, failures)

@@ -124,9 +124,7 @@ class RunLogger:
         if self._run is not None:
             self._run.log({"step": int(step), **checked})
 
-    def log_artifact(
-        self, path: Path | str, name: str, type: str, metadata: Mapping[str, Any] | None = None
-    ) -> None:
+    def log_artifact(self, path: Path | str, name: str, type: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Attach a file or folder (a bundle, a report) to the run; `disabled` only checks that it exists."""
         path = Path(path)
         if not path.exists():

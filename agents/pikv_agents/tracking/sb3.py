@@ -34,9 +34,7 @@ class SB3KVWriter(KVWriter):
     def __init__(self, logger: RunLogger) -> None:
         self.logger = logger
 
-    def write(
-        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
-    ) -> None:
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Forward one dump; the logger refuses a NaN loss, so a diverged run stops with the loss's name."""
         metrics = {}
         for key, value in key_values.items():

@@ -1,0 +1,82 @@
+"""`pikv evaluate`: policies and their rivals on held-out workloads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from pikv_agents.commands.base import Command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Command):
+    """Play policies and heuristics on the same workloads: J with intervals, by family and over all.
+
+    Policies are bundles or heuristics such as `lazy/h2o`; a bundle is shown as learned. A test family that a
+    bundle saw in training is refused.
+    """
+
+    policies: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="POLICY...")] = ()
+    """Bundle folders or heuristics, besides the usual rivals."""
+    library: Path | None = None
+    """Trace library; by default the built-in one."""
+    families: tuple[str, ...] = ()
+    """Workload families; by default those of the test split that the traces can play."""
+    pressure: tuple[float, ...] = (2.0,)
+    """Working set over the cap."""
+    seeds: int = 10
+    """Workloads of every family."""
+    headroom: Path | None = None
+    """JSON of `pikv headroom`: static-global, headroom of the families, feasible schedule."""
+    quick: bool = False
+    """Short episodes."""
+    horizon_s: float | None = None
+    """Arrival horizon, model seconds; by default 1800, quick: 600."""
+    profile: str = "cpu-gloo"
+    """Machine whose prices count."""
+    geometry: str = "embedded"
+    """Model that is priced."""
+    runner: str = "native"
+    """Runner of bundles: native or numpy."""
+    threads: int = 0
+    """Threads; 0: one for each core."""
+
+    def run(self) -> dict[str, Any]:
+        """Print the tables, return the evaluation."""
+        from rich.console import Console
+
+        from pikv_agents.commands.options import counted, default_threads, environment, open_library, playable
+        from pikv_agents.evaluation import evaluate
+        from pikv_agents.report import tables
+        from pikv_agents.rollout import Suite
+
+        library = open_library(self.library)
+        families = playable(self.families, library, "test")
+        update, close = counted("evaluate")
+        env = environment(self.profile, self.geometry, self.quick, self.horizon_s,
+                          families=playable((), library, "train"))  # fmt: skip
+        suite = Suite(library, env, self.threads or default_threads(), update)
+        known = None if self.headroom is None else json.loads(self.headroom.read_text(encoding="utf-8"))
+        try:
+            found = evaluate(
+                label(self.policies), suite, families, range(self.seeds), self.pressure,
+                headroom=known, runner=self.runner,
+            )  # fmt: skip
+        finally:
+            close()
+        console = Console()
+        console.print(tables.families(found))
+        console.print(tables.evaluation(found))
+        return found
+
+
+def label(policies: tuple[str, ...]) -> dict[str, str]:
+    """Names for the tables: heuristics by their spec, bundles as learned (by folder where there are several)."""
+    from pikv_runtime.controllers import is_spec
+
+    bundles = [p for p in policies if not is_spec(p)]
+    return {p if is_spec(p) else "learned" if len(bundles) == 1 else f"learned {Path(p).name}": p for p in policies}

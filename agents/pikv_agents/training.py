@@ -1,0 +1,237 @@
+"""`train`: from a configuration to a policy, never worse on validation than the static setting it started from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from pikv_agents.checkpoints import load_checkpoint
+from pikv_agents.learners import LEARNERS, noise_of
+from pikv_agents.presets import TrainConfig
+from pikv_agents.rollout import Suite
+from pikv_agents.search import search
+from pikv_agents.static_grid import encode_static
+from pikv_agents.survey import SavingReward, Survey, survey
+from pikv_agents.tracking import RunLogger, SB3KVWriter, read_metrics, write_json
+from pikv_agents.watch import Watch, validation_episodes
+from pikv_env.pool import WorkloadPool
+from pikv_env.sb3 import make_sb3
+from pikv_env.traces.library import TraceLibrary
+from pikv_runtime.control_views import make_view
+
+RESULT_FILE, TELEMETRY_FILE = "training.json", "telemetry.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to; also in the run folder's `training.json`."""
+
+    run_dir: Path
+    start: str
+    """The static setting that it started from."""
+    steps: int
+    seconds: float
+    """Of the learner's loop, evaluations included."""
+    best_step: int
+    """Of the checkpoint that is kept; 0: the start."""
+    start_J: float
+    """Mean J of the start on validation."""
+    best_J: float
+    """Mean J of the kept checkpoint."""
+    ratio: float
+    """Geometric mean, over validation episodes, of its J over the start's: below 1 it improves."""
+    interrupted: bool
+    curve: list[dict[str, Any]]
+    """Points of `report.schema.CurvePoint`."""
+
+    @property
+    def improved(self) -> bool:
+        """Whether training found anything better than its start."""
+        return self.best_step > 0
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the kept checkpoint."""
+        return self.run_dir / "checkpoints" / "best"
+
+    def sentence(self) -> str:
+        """The result in words."""
+        if not self.improved:
+            return f"No better than its start: {self.start} is kept (validation J {self.start_J:.4f})."
+        return (
+            f"Best at step {self.best_step:,}: validation J {self.best_J:.4f} against {self.start_J:.4f} of its "
+            f"start {self.start} ({1 - self.ratio:+.1%} by geometric mean)."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, with `curve`, `seconds` and `steps_per_second` as the report wants them."""
+        values = asdict(self) | {"run_dir": str(self.run_dir), "improved": self.improved}
+        return values | {"steps_per_second": self.steps / max(self.seconds, 1e-9), "sentence": self.sentence()}
+
+
+def train(
+    config: TrainConfig,
+    library: TraceLibrary,
+    run_dir: Path | str,
+    tracking: str = "offline",
+    progress: bool = True,
+    existing: str = "refuse",
+    group: str | None = None,
+    command: str = "",
+) -> TrainResult:
+    """Train a policy and leave its best and last checkpoints in `run_dir`.
+
+    Args:
+        config: What to train, see `presets`.
+        library: Recorded traces.
+        run_dir: Folder of the run.
+        tracking: W&B mode: offline, online or disabled. Metrics go to `metrics.jsonl` in any case.
+        progress: Show a progress bar.
+        existing: What to do with a run that is there: refuse, append or replace.
+        group: Of runs that differ by seed only.
+        command: What was typed, for the record.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once the checkpoints and the result are written.
+    """
+    run_dir = Path(run_dir)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with a busy core, two threads are tens of times slower
+    try:
+        described = describe(config, library) | {"command": command}
+        logger = RunLogger(run_dir, mode=tracking, config=described, group=group, existing=existing)  # type: ignore[arg-type]
+        with logger:
+            result = _train(config, library, logger, progress)
+    finally:
+        torch.set_num_threads(threads)
+    write_json(run_dir / RESULT_FILE, result.to_dict())
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+def describe(config: TrainConfig, library: TraceLibrary) -> dict[str, Any]:
+    """The run's configuration as JSON values: all that a bundle's provenance needs."""
+    return asdict(config) | {
+        "gamma": config.gamma,
+        "traces": {"model": library.model, "families": list(library.families), "contents": len(library)},
+        "interval_s": config.env.runtime.interval_s,
+    }
+
+
+def _train(config: TrainConfig, library: TraceLibrary, logger: RunLogger, progress: bool) -> TrainResult:
+    pool = WorkloadPool(library, config.env, config.seed)
+    found = survey(config, pool)
+    save_file(found.telemetry, logger.out_dir / TELEMETRY_FILE)
+    env = saving_env(config, pool, found)
+    suite = Suite(library, config.env, config.threads)
+    watch = Watch(config, suite, validation_episodes(config, library), logger, found.start, progress)
+    model = build(config, env, found, start_action(config, env, found))
+    interrupted, begin = False, time.monotonic()
+    try:
+        watch.begin(model)
+        model = _warm_up(config, pool, found, model, logger)
+        model.set_logger(Logger(None, [SB3KVWriter(logger)]))
+        rest = config.steps - model.num_timesteps
+        model.learn(max(1, rest), callback=watch, log_interval=1, reset_num_timesteps=False)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        watch.finish(model)
+        env.close()
+    return _result(logger.out_dir, found, watch, model, time.monotonic() - begin, interrupted)
+
+
+def saving_env(config: TrainConfig, pool: WorkloadPool, found: Survey) -> SavingReward:
+    """The lanes, rewarded by what is saved against the start."""
+    env = make_sb3(
+        "PiKV/Trace-v0",
+        config.num_envs,
+        library=pool.library,
+        config=config.env,
+        seed=config.seed,
+        pool=pool,
+        threads=config.threads,
+    )
+    return SavingReward(env, found, config.gamma)
+
+
+def _num_groups(env: VecEnv) -> int:
+    return int(env.get_attr("num_groups", [0])[0])
+
+
+def start_action(config: TrainConfig, env: VecEnv, found: Survey) -> np.ndarray:
+    """The start in the control view's own numbers."""
+    return encode_static(found.start, config.env.control, _num_groups(env))
+
+
+def build(config: TrainConfig, env: VecEnv, found: Survey, action: np.ndarray) -> BaseAlgorithm:
+    """The learner, whose first policy is `action` everywhere."""
+    return LEARNERS[config.learner](env, config, (found.mean, found.std), action)
+
+
+def _warm_up(
+    config: TrainConfig, pool: WorkloadPool, found: Survey, model: BaseAlgorithm, logger: RunLogger
+) -> BaseAlgorithm:
+    """The learner started from the action that `search` found; `model` itself where there is no search."""
+    if config.generations == 0 or config.env.control == "discrete":
+        return model
+    env = model.get_env()
+    start = start_action(config, env, found)
+    better = search(
+        config,
+        pool,
+        found,
+        make_view(config.env.control, _num_groups(env)),
+        start,
+        noise_of(config, config.search_noise, len(start)),
+        lambda steps, saving: logger.log(steps, {"charts/search_saving": saving}),
+    )
+    warm = build(config, env, found, better.action)
+    warm.num_timesteps = better.steps
+    return warm
+
+
+def _result(
+    run_dir: Path,
+    found: Survey,
+    watch: Watch,
+    model: BaseAlgorithm,
+    seconds: float,
+    interrupted: bool,
+) -> TrainResult:
+    best = load_checkpoint(run_dir / "checkpoints" / "best").meta
+    return TrainResult(
+        run_dir=run_dir,
+        start=found.start,
+        steps=int(model.num_timesteps),
+        seconds=seconds,
+        best_step=best["step"],
+        start_J=watch.start_J,
+        best_J=best["evaluation"]["J"],
+        ratio=best["evaluation"]["ratio"],
+        interrupted=interrupted,
+        curve=learning_curve(read_metrics(run_dir)),
+    )
+
+
+def learning_curve(series: Mapping[str, Mapping[str, list[float]]]) -> list[dict[str, Any]]:
+    """Episode returns by step, with `eval_J` at the steps that were evaluated."""
+    returns = series.get("charts/episode_return", {"step": [], "value": []})
+    evaluated = series.get("eval/J", {"step": [], "value": []})
+    by_step = dict(zip(evaluated["step"], evaluated["value"], strict=True))
+    points = {int(s): {"step": int(s), "episode_return": v} for s, v in zip(*returns.values(), strict=True)}
+    for step, value in by_step.items():
+        known = [p["episode_return"] for s, p in sorted(points.items()) if s <= step] or [-value]
+        points.setdefault(int(step), {"step": int(step), "episode_return": known[-1]})["eval_J"] = value
+    return [points[step] for step in sorted(points)]
