@@ -159,7 +159,7 @@ def extra_counts(s: Ledger, result: ForwardResult) -> tuple[float, ...]:
     """The counts that `EXTRAS` names."""
     decoding = (s.slot_plan[0] > 0) & (s.slot_tokens[0] >= s.slot_target[0])
     codecs = np.count_nonzero(s.slot_reads[0, decoding].sum(axis=(0, 1, 2)))
-    return bool(result.filled), len(result.observations), bool(s.sparse and decoding.any()), codecs
+    return bool(result.filled), len(result.observations), bool(s.sparse and decoding.any()), int(codecs)
 
 
 def serve(

@@ -14,6 +14,8 @@ from pikv_env.runtime_env import RuntimeEnv
 from pikv_runtime.ledger.state import Tally
 from pikv_runtime.transport import LocalTransport, TorchDistTransport, Transport, run_ranks
 
+Clock = Literal["model", "wall"]
+
 
 @dataclass(frozen=True)
 class LiveResult:
@@ -49,13 +51,13 @@ class LiveResult:
 
 
 def _rank_of(
-    rank: int, world: int, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: str, model: Any
+    rank: int, world: int, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: Clock, model: Any
 ) -> dict[str, np.ndarray]:
     return _serve(TorchDistTransport(), pool, options, policy, clock, model)
 
 
 def _serve(
-    transport: Transport, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: str, model: Any
+    transport: Transport, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: Clock, model: Any
 ) -> dict[str, np.ndarray]:
     """Serve one episode on this process's ranks; returns arrays only, so that nothing needs unpickling."""
     from pikv_runtime.policy import load_policy
@@ -66,7 +68,7 @@ def _serve(
         clock=clock,
         config=pool.config,
         pool=pool,
-        transport=transport,  # type: ignore[arg-type]
+        transport=transport,
     )
     env.reset(seed=0, options=options)
     engine = env.engine
@@ -102,7 +104,7 @@ def run_live(
     workload: int = 0,
     pressure: float = 2.0,
     lambdas: tuple[float, float],
-    clock: Literal["model", "wall"] = "wall",
+    clock: Clock = "wall",
     processes: bool = True,
     model: Any = "embedded",
     timeout_s: float = 600.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,11 +118,11 @@ def level_b(
     from scipy.stats import kendalltau
 
     lambdas = (0.25, 10.0)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for spec in specs:
         simulated = _simulate(pool, spec, pressure, workload)
-        kwargs = {"workload": workload, "pressure": pressure, "lambdas": lambdas, "model": model}
-        runs = [run_live(pool, spec, clock="wall", **kwargs) for _ in range(repeats)]  # type: ignore[arg-type]
+        measure = partial(run_live, pool, spec, workload=workload, pressure=pressure, lambdas=lambdas, model=model)
+        runs = [measure(clock="wall") for _ in range(repeats)]
         live = {k: [getattr(r, k) for r in runs] for k in ("J", "latency", "memory", "loss", "hit_rate")}
         rows.append({"policy": spec, "trace": simulated, "live": live})
     mean = {k: np.array([np.mean(r["live"][k]) for r in rows]) for k in rows[0]["live"]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from pikv_runtime.ledger.state import NO_CAP, Status
 from pikv_runtime.models.segments import CacheView, ForwardResult, Segment
 from pikv_runtime.objective import LAMBDA1, LAMBDA2, Reference, Score, score
 from pikv_runtime.policy.base import Policy
-from pikv_runtime.profiles import Geometry, load_profile
+from pikv_runtime.profiles import load_profile
 from pikv_runtime.requests import Request, Workload
 from pikv_runtime.transport import LocalTransport, Transport
 
@@ -98,7 +99,7 @@ class Engine:
 
         `pages`: least pages of a request that the ledger has room for (two ledgers of one size can be compared).
         """
-        from pikv_runtime.models.runner import ModelRunner
+        from pikv_runtime.models.runner import ModelRunner, geometry_of_model
 
         requests = workload.requests
         if self.signals is None and any(r.prompt_ids is None for r in requests):
@@ -106,11 +107,10 @@ class Engine:
         pages = max(pages, L.pages_needed(requests, self.config.page_tokens))
         if self.signals is not None:
             pages = max(pages, self.signals.tags.shape[2])
-        geometry = geometry_of_model(self.model)
-        shape = geometry.shape(self.config.page_tokens)
-        sizes = {"requests": len(requests), "pages": pages, "ranks": self.transport.world}
-        self.ledger = L.build(self.config, shape, workload.classes, events=True, **sizes)
-        scratch = L.build(self.config, shape, workload.classes, **sizes)
+        shape = geometry_of_model(self.model).shape(self.config.page_tokens)
+        build = partial(L.build, self.config, shape, workload.classes, requests=len(requests), pages=pages)
+        self.ledger = build(ranks=self.transport.world, events=True)
+        scratch = build(ranks=self.transport.world)
         self.ledger.prices[0], self.ledger.lambdas[0] = self.prices, self.lambdas
         seed = int(getattr(workload, "seed", 0))
         L.load_requests(self.ledger, 0, requests, audit_seed=seed, audit_share=self.config.audit_share)
@@ -318,24 +318,6 @@ class Engine:
         from pikv_runtime.costs import breakdown
 
         return breakdown(self.ledger, 0, self.reference)
-
-
-def geometry_of_model(model: Any) -> Geometry:
-    """The geometry that prices and page bytes follow from."""
-    c = model.config
-    heads = int(c.num_attention_heads)
-    experts = next(
-        int(getattr(c, n)) for n in ("num_local_experts", "num_experts", "n_routed_experts") if hasattr(c, n)
-    )
-    return Geometry(
-        name=str(c.model_type),
-        layers=int(c.num_hidden_layers),
-        experts=experts,
-        query_heads=heads,
-        kv_heads=int(getattr(c, "num_key_value_heads", heads)),
-        head_dim=int(getattr(c, "head_dim", None) or c.hidden_size // heads),
-        native_bytes=int(next(model.parameters()).element_size()),
-    )
 
 
 def _policy(policy: str | Policy | None, config: RuntimeConfig) -> Policy:

@@ -70,9 +70,20 @@ class Request:
 class Workload(Protocol):
     """A reproducible stream of requests, ordered by arrival."""
 
-    name: str
-    horizon_s: float
-    classes: tuple[ServiceClass, ...]
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        ...
+
+    @property
+    def horizon_s(self) -> float:
+        """Arrivals stop here, seconds."""
+        ...
+
+    @property
+    def classes(self) -> tuple[ServiceClass, ...]:
+        """Classes of service, by the `class_id` of requests."""
+        ...
 
     @property
     def requests(self) -> Sequence[Request]:

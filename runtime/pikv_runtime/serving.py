@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def read_prompts(path: Path, encode: Any, page_tokens: int) -> RequestList:
     Raises:
         ValueError: names the line and what is wrong with it.
     """
-    requests = []
+    requests: list[Request] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
@@ -61,7 +61,7 @@ def join_ranks(ranks: int) -> Transport:
 
 
 def serve(
-    prompts: Path, *, model: str, policy: str | None, ranks: int, clock: str, config: RuntimeConfig
+    prompts: Path, *, model: str, policy: str | None, ranks: int, clock: Literal["model", "wall"], config: RuntimeConfig
 ) -> dict[str, Any]:
     """Serve all prompts of a file; returns texts, latencies and costs as one JSON object."""
     from pikv_runtime.engine import Engine
@@ -70,7 +70,7 @@ def serve(
     loaded, tokenizer = load_model(model)
     workload = read_prompts(prompts, tokenizer.encode, config.page_tokens)
     transport = join_ranks(ranks)
-    engine = Engine(loaded, config, policy, clock=clock, transport=transport)  # type: ignore[arg-type]
+    engine = Engine(loaded, config, policy, clock=clock, transport=transport)
     served = sorted(engine.run(workload), key=lambda done: done.request.request_id)
     costs = json.loads(engine.costs().to_json())
     return {

@@ -21,7 +21,7 @@ class TorchDistTransport(Counters):
         super().__init__()
         self.world = dist.get_world_size()
         self.rank = dist.get_rank()
-        self.local_ranks = (self.rank,)
+        self.local_ranks: tuple[int, ...] = (self.rank,)
         self._device = torch.device(device)
         # A group of its own: a rank that dies must fail the others' next collective, not hang them.
         self._group = dist.new_group(timeout=timedelta(seconds=timeout_s))
