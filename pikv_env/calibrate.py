@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from pikv_env import microbench
 from pikv_env.iteration_log import EXTRAS, FITTED, IterationLog, phases, serve, stopwatch
 from pikv_runtime.config import RuntimeConfig
-from pikv_runtime.engine import geometry_of_model
 from pikv_runtime.ledger.state import CODECS, Price
 from pikv_runtime.models import load_model
+from pikv_runtime.models.runner import geometry_of_model
 from pikv_runtime.profiles import Profile
 
 F8 = NDArray[np.float64]

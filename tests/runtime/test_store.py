@@ -155,7 +155,7 @@ def test_directory_follows_events_in_order():
 
 def test_centroids_outlive_their_pages():
     table = CentroidTable(LAYERS, HEADS, DIM, BLOCKS)
-    means = torch.randn(2, LAYERS, HEADS, DIM)
+    means = torch.randn(2, LAYERS, HEADS, DIM).bfloat16().float()  # what the table keeps of a mean
     table.put(np.array([3, 9], np.int32), means)
     got = table.get(1, np.array([[9, -1], [3, 11]], np.int32))
     assert torch.equal(got[0, 0], means[1, 1]) and torch.equal(got[1, 0], means[0, 1])

@@ -20,19 +20,20 @@ class CentroidTable:
         self, layers: int, kv_heads: int, head_dim: int, blocks: int, device: torch.device | str = "cpu"
     ) -> None:
         self._layers, self._shape, self._blocks = layers, (kv_heads, head_dim), blocks
-        self._means = torch.zeros(0, layers, kv_heads, head_dim, device=device)
+        # Half the bytes of fp32 for eight bits of mantissa, when only the order of scores matters.
+        self._means = torch.zeros(0, layers, kv_heads, head_dim, dtype=torch.bfloat16, device=device)
 
     @property
     def nbytes_page(self) -> int:
         """Bytes of one page's centroid."""
-        return 4 * self._shape[0] * self._shape[1]
+        return self._means.element_size() * self._shape[0] * self._shape[1]
 
     def put(self, blocks: NDArray[np.int32], means: Tensor) -> None:
         """Set the centroids of block slots (n,); `means` is (n, L, H_kv, D)."""
         if len(blocks) == 0:
             return
         self._reach(int(blocks.max()))
-        self._means[torch.as_tensor(blocks, dtype=torch.int64)] = means.float().to(self._means.device)
+        self._means[torch.as_tensor(blocks, dtype=torch.int64)] = means.to(self._means)
 
     def get(self, layer: int, blocks: NDArray[np.int32]) -> Tensor:
         """Centroids (*blocks.shape, H_kv, D) fp32; zeros for pages never filled and for block slot -1."""
@@ -40,7 +41,7 @@ class CentroidTable:
             return torch.zeros(*blocks.shape, *self._shape, device=self._means.device)
         self._reach(int(blocks.max()))
         index = torch.as_tensor(np.where(blocks < 0, 0, blocks), dtype=torch.int64)
-        means = self._means[index, layer]
+        means = self._means[index, layer].float()
         means[torch.as_tensor(blocks < 0)] = 0.0
         return means
 

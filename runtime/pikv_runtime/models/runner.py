@@ -10,10 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pikv_kernels import page_bytes
 from pikv_runtime.cache import CentroidTable, PageDirectory, PagedStore, Shadows
 from pikv_runtime.config import RuntimeConfig
-from pikv_runtime.ledger.setup import Shape
 from pikv_runtime.ledger.state import CODECS
 from pikv_runtime.models.adapter import decoder_layers, geometry_of, paged_attention
 from pikv_runtime.models.gates import Gates
@@ -31,19 +29,31 @@ from pikv_runtime.models.seeding import seed_shadows
 from pikv_runtime.models.segments import CacheView, Filled, ForwardResult, Observation, Segment
 from pikv_runtime.models.step import Step, Tensors
 from pikv_runtime.models.tags import OpenPageChoices
+from pikv_runtime.profiles import Geometry
 from pikv_runtime.routers import ROUTERS
 from pikv_runtime.transport import LocalTransport, Transport
 
 I4 = NDArray[np.int32]
 
-__all__ = ["CacheView", "Filled", "ForwardResult", "ModelRunner", "Observation", "Segment", "shape_of"]
+__all__ = ["CacheView", "Filled", "ForwardResult", "ModelRunner", "Observation", "Segment", "geometry_of_model"]
 
 
-def shape_of(model: Any, page_tokens: int) -> Shape:
-    """What the ledger must know of a model; its bytes are those that the runner's tensors have."""
-    g = geometry_of(model, Gates(decoder_layers(model)).experts, page_tokens)
-    sizes = [page_bytes(codec, g.kv_heads, page_tokens, g.head_dim, g.dtype) for codec in CODECS]
-    return Shape(g.layers, g.experts, tuple(sizes), centroid_bytes=4 * g.kv_heads * g.head_dim)
+def geometry_of_model(model: Any) -> Geometry:
+    """The geometry that prices and page bytes of a model follow from: what the ledger must know of it.
+
+    Raises:
+        ValueError: The runner cannot serve this model.
+    """
+    g = geometry_of(model, Gates(decoder_layers(model)).experts, page_tokens=1)  # pages play no part here
+    return Geometry(
+        name=str(model.config.model_type),
+        layers=g.layers,
+        experts=g.experts,
+        query_heads=g.heads,
+        kv_heads=g.kv_heads,
+        head_dim=g.head_dim,
+        native_bytes=g.dtype.itemsize,
+    )
 
 
 class ModelRunner:
