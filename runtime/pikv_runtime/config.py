@@ -22,7 +22,7 @@ class RuntimeConfig:
     layout: Literal["position"] = "position"
     """`position`: a page is a run of consecutive tokens, tagged with its majority expert."""
     router: str = "all"
-    """Read-set router of sparse reading: a name in `pikv_runtime.routers`."""
+    """Read-set router of sparse reading: a name in `pikv_runtime.routers` (`all` belongs to exact reading)."""
     codec: str = "native"
     """Top rung of the ladder: how a sealed page starts (`native` or `bf16`)."""
     ranker: str = "lru"
@@ -53,9 +53,16 @@ class RuntimeConfig:
     """Block slots: bounds the metadata, not the bytes."""
 
     def __post_init__(self) -> None:
+        from pikv_runtime.ledger.setup import ROUTER_CODES  # which itself imports this module
+
         _choice("layout", self.layout, ("position",))
         _choice("read", self.read, ("exact", "sparse"))
         _choice("top-rung codec", self.codec, ("native", "bf16"))
+        _choice("router", self.router, tuple(ROUTER_CODES))
+        if self.read == "sparse" and self.router == "all":
+            # It ranks nothing: a fan-out below 1 would read the lowest pages, whatever they hold.
+            allowed = ", ".join(repr(name) for name in ROUTER_CODES if name != "all")
+            raise ValueError(f"read='sparse' with router='all': sparse reading needs a router that ranks: {allowed}")
         for name in ("page_tokens", "window_pages", "layer_groups", "slots", "max_batch_tokens", "observe_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
