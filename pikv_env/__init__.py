@@ -1,4 +1,4 @@
-"""PiKV environments: importing this registers `PiKV/Trace-v0` and `PiKV/Runtime-v0` with Gymnasium."""
+"""PiKV environments: importing this registers `PiKV/Trace-v0`, `PiKV/Runtime-v0` and `PiKV/RuntimeWall-v0`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ register(
     vector_entry_point="pikv_env.vector:TraceVectorEnv",
 )
 register("PiKV/Runtime-v0", entry_point="pikv_env.runtime_env:RuntimeEnv")
+register(
+    "PiKV/RuntimeWall-v0",
+    entry_point="pikv_env.runtime_env:RuntimeEnv",
+    kwargs={"clock": "wall"},
+    nondeterministic=True,
+)
 
 
 def __getattr__(name: str) -> Any:
