@@ -62,9 +62,12 @@ class RuntimeEnv(gym.Env[Array, Actions]):
         render_mode: str | None = None,
         **fields: Any,
     ) -> None:
-        if signals not in ("live", "recorded"):
-            raise ValueError(f"signals={signals!r}: allowed are 'live' and 'recorded'")
+        for name, value, allowed in (("signals", signals, ("live", "recorded")), ("clock", clock, ("model", "wall"))):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}: allowed are {allowed[0]!r} and {allowed[1]!r}")
         self.config = make_config(config or EnvConfig(**LIVE), **fields)  # type: ignore[arg-type]
+        if transport is not None and transport.world != self.config.ranks:
+            raise ValueError(f"the transport has {transport.world} ranks, the configuration {self.config.ranks}")
         self.render_mode = render_mode
         # Draws episodes, runs their reference U; never stepped.
         self.batch = TraceBatch(resolve_library(library), self.config, 1, seed, pool)
@@ -72,6 +75,7 @@ class RuntimeEnv(gym.Env[Array, Actions]):
             from pikv_runtime.models import load_model
 
             model = load_model(model)[0]
+        self._check_shape(model)
         self._make = {"model": model, "clock": clock, "transport": transport, "ranks": self.config.ranks}
         self._recorded = signals == "recorded"
         self.engine: Engine | None = None
@@ -152,6 +156,16 @@ class RuntimeEnv(gym.Env[Array, Actions]):
         if self.engine is None:
             raise ResetNeeded("no episode was started: call reset()")
         return self.engine
+
+    def _check_shape(self, model: Any) -> None:
+        """Caps and U follow from the configured geometry, the live ledger from the model: they must agree."""
+        from pikv_runtime.models.runner import geometry_of_model
+
+        found, wanted = geometry_of_model(model), self.batch.pool.shape
+        if found.shape(self.config.runtime.page_tokens) != wanted:
+            raise ValueError(
+                f"the model is not of geometry {self.config.geometry!r}, which prices the workloads: {found}"
+            )
 
     def _episode_cost(self) -> dict[str, Any]:
         score = self._engine.score()
