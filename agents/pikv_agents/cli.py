@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 
 # name -> (module:class, what it does in one line), in the order of `pikv --help`
 COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("pikv_agents.commands.quickstart:QuickstartCommand", "the whole loop once, small but real"),
+    "record": ("pikv_agents.commands.record:Record", "serve contents exactly and keep their attention traces"),
+    "coverage": ("pikv_agents.commands.coverage:Coverage", "attention mass that each router's read set captures"),
     "headroom": ("pikv_agents.commands.headroom:Headroom", "what there is to gain, before any learning"),
     "train": ("pikv_agents.commands.train:Train", "learn a policy on recorded traces"),
     "evaluate": ("pikv_agents.commands.evaluate:Evaluate", "policies and their rivals on held-out workloads"),
     "export": ("pikv_agents.commands.export:Export", "a training run as a policy bundle"),
     "policies": ("pikv_agents.commands.policies:Policies", "list, show and verify policy bundles"),
+    "run": ("pikv_agents.commands.run:Run", "serve a workload for real, under one policy or several"),
+    "parity": ("pikv_agents.commands.parity:Parity", "the trace environment against the live runtime"),
+    "calibrate": ("pikv_agents.commands.calibrate:Calibrate", "measure this machine's prices"),
     "compare": ("pikv_agents.commands.compare:Compare", "runs and evaluations side by side, with intervals"),
 }
 DEBUG = "PIKV_DEBUG"

@@ -26,6 +26,8 @@ RIVALS: dict[str, str] = {
     "pressure_proportional/lru": "pressure_proportional/lru",
     "pressure_proportional/h2o": "pressure_proportional/h2o",
     "pressure_proportional/streaming_llm": "pressure_proportional/streaming_llm",
+    "load_proportional/h2o": "load_proportional/h2o",
+    "static_ladder": "static:ratio=2,demote=true,r_pressure=4/h2o",
     "random": "random/lru",
 }
 """What a learned policy is compared with, besides static-global and static-tuned."""

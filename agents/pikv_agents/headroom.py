@@ -26,11 +26,13 @@ HEURISTICS = (
     "pressure_proportional/lru",
     "pressure_proportional/h2o",
     "pressure_proportional/streaming_llm",
+    "load_proportional/h2o",
+    "load_proportional:fan_out=0.2/h2o",
     "lru",
     "h2o",
     "streaming_llm",
 )
-QUICK_HEURISTICS = ("lazy/h2o", "lazy/lru", "pressure_proportional/h2o", "h2o")
+QUICK_HEURISTICS = ("lazy/h2o", "pressure_proportional/lru", "load_proportional/h2o", "h2o")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ Learner = Callable[[VecEnv, TrainConfig, Normaliser, np.ndarray], BaseAlgorithm]
 LEARNERS: Registry[Learner] = Registry("learner")
 EXPORTABLE = ("ppo", "a2c")
 """Learners whose deterministic action is a clipped linear output, which is what a bundle can say."""
-RISKY = ("compression_ratio", "evict_fraction", "fan_out", "cached_ratio")
+RISKY = ("compression_ratio", "evict_fraction", "cached_ratio")
 HIDDEN_LEVEL = 0.5
 """Typical magnitude of a hidden unit under tanh."""
 START_LOGIT = 3.0

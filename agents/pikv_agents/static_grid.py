@@ -13,35 +13,37 @@ from pikv_runtime.controllers import make_policy
 
 _DEMOTE = "demote=true,r_pressure=2"
 # Live pages: exact; demotion under pressure to int8, to int4; int8 asked always. Cached blocks: all of the cap down
-# to almost nothing of it, exact or at int8. Then what loses fidelity for speed: eviction and narrower reading.
+# to almost nothing of it, exact or at int8. Reading: everything down to a tenth of the far pages.
 QUICK_GRID = (
     "static:ratio=1.0/lru",
     f"static:{_DEMOTE}/h2o",
     f"static:{_DEMOTE},cached_share=0.5/h2o",
-    f"static:{_DEMOTE},cached_share=0.25/h2o",
-    f"static:{_DEMOTE},cached_share=0.1/h2o",
-    f"static:{_DEMOTE},cached_ratio=2/h2o",
-    f"static:{_DEMOTE},cached_ratio=2,cached_share=0.5/h2o",
-    "static:demote=true,r_pressure=4,cached_share=0.5/h2o",
-    "static:ratio=2,demote=true,r_pressure=4/h2o",
+    f"static:{_DEMOTE},cached_share=0.2/h2o",
     f"static:{_DEMOTE},fan_out=0.7,cached_share=0.5/h2o",
+    f"static:{_DEMOTE},fan_out=0.5,cached_share=0.5/h2o",
+    f"static:{_DEMOTE},fan_out=0.5,cached_share=0.2/h2o",
+    f"static:{_DEMOTE},fan_out=0.35,cached_share=0.2/h2o",
+    "static:ratio=2,demote=true,r_pressure=4/h2o",
+    f"static:{_DEMOTE},cached_ratio=2,cached_share=0.5/h2o",
 )
 STATIC_GRID = (
     *QUICK_GRID,
     "static:demote=true,r_pressure=4/h2o",
     "static:demote=true,r_pressure=4/streaming_llm",
     f"static:{_DEMOTE}/lru",
-    f"static:{_DEMOTE},cached_share=0.75/h2o",
-    f"static:{_DEMOTE},cached_share=0.35/h2o",
+    f"static:{_DEMOTE},cached_share=0.1/h2o",
     f"static:{_DEMOTE},cached_share=0.02/h2o",
     f"static:{_DEMOTE},cached_ratio=4/h2o",
-    f"static:{_DEMOTE},cached_ratio=2,cached_share=0.25/h2o",
     f"static:{_DEMOTE},evict=0.02/h2o",
-    "static:demote=true,r_pressure=4,evict=0.1,cached_share=0.25/h2o",
     f"static:{_DEMOTE},fan_out=0.85,cached_share=0.25/h2o",
-    "static:ratio=2,cached_ratio=2,cached_share=0.5,demote=true,r_pressure=4/h2o",
+    f"static:{_DEMOTE},fan_out=0.6,cached_share=0.35/h2o",
+    f"static:{_DEMOTE},fan_out=0.35,cached_share=0.5/h2o",
+    f"static:{_DEMOTE},fan_out=0.2,cached_share=0.5/h2o",
+    f"static:{_DEMOTE},fan_out=0.1,cached_share=0.2/h2o",
+    f"static:{_DEMOTE},fan_out=0.5,window=4,cached_share=0.5/h2o",
+    "static:ratio=2,fan_out=0.5,cached_share=0.5,demote=true,r_pressure=4/h2o",
     "static:ratio=3.4,cached_share=0.25,demote=true,r_pressure=4/h2o",
-    f"static:{_DEMOTE},window=4,cached_share=0.5/h2o",
+    "static:demote=true,r_pressure=4,evict=0.1,fan_out=0.5,cached_share=0.25/h2o",
 )
 
 EVICT_MARGIN = -0.2

@@ -51,6 +51,8 @@ class TrainResult:
     ratio: float
     """Geometric mean, over validation episodes, of its J over the start's: below 1 it improves."""
     interrupted: bool
+    predict_us: float
+    """Median microseconds of the learner's own `predict` on one observation, for comparison with the runners."""
     curve: list[dict[str, Any]]
     """Points of `report.schema.CurvePoint`."""
 
@@ -221,8 +223,20 @@ def _result(
         best_J=best["evaluation"]["J"],
         ratio=best["evaluation"]["ratio"],
         interrupted=interrupted,
+        predict_us=predict_us(model),
         curve=learning_curve(read_metrics(run_dir)),
     )
+
+
+def predict_us(model: BaseAlgorithm, calls: int = 200) -> float:
+    """Median microseconds of `predict` on one observation."""
+    observation = np.zeros(model.observation_space.shape, np.float32)
+    spans = np.empty(calls)
+    for k in range(calls):
+        begin = time.perf_counter()
+        model.predict(observation, deterministic=True)
+        spans[k] = time.perf_counter() - begin
+    return float(1e6 * np.median(spans))
 
 
 def learning_curve(series: Mapping[str, Mapping[str, list[float]]]) -> list[dict[str, Any]]:

@@ -26,9 +26,9 @@ class Calibrate(Command):
 
     def run(self) -> dict[str, Any]:
         """Measure, print the prices, write and return the profile."""
-        from rich.console import Console
         from tqdm import tqdm
 
+        from pikv_agents.report import tables
         from pikv_env.calibrate import calibrate, check_path, save_profile
 
         check_path(self.out)
@@ -40,7 +40,7 @@ class Calibrate(Command):
 
             profile = calibrate(self.model, name=self.out.stem, quick=self.quick, on_phase=show)
         save_profile(profile, self.out)
-        console = Console()
+        console = tables.console()
         console.print(price_table(profile.prices_s))
         console.print(f"median error of an iteration's time, on iterations not fitted: {profile.fit_error:.1%}")
         console.print(f"{profile.source}\nprofile: {self.out}", soft_wrap=True)

@@ -34,13 +34,11 @@ class Compare(Command):
 
     def run(self) -> dict[str, Any]:
         """Print the tables, draw the figure if asked for, return the comparison."""
-        from rich.console import Console
-
         from pikv_agents import comparison
-        from pikv_agents.report import compare
+        from pikv_agents.report import compare, tables
 
         found = comparison.compare(self.paths, self.baseline, self.split, self.unit, self.metric)
-        console = Console()
+        console = tables.console()
         for table in compare.compare_tables(found):
             console.print(table)
         if self.figure is not None:

@@ -47,7 +47,6 @@ class Evaluate(Command):
 
     def run(self) -> dict[str, Any]:
         """Print the tables, return the evaluation."""
-        from rich.console import Console
 
         from pikv_agents.commands.options import counted, default_threads, environment, open_library, playable
         from pikv_agents.evaluation import evaluate
@@ -68,7 +67,7 @@ class Evaluate(Command):
             )  # fmt: skip
         finally:
             close()
-        console = Console()
+        console = tables.console()
         console.print(tables.families(found))
         console.print(tables.evaluation(found))
         return found

@@ -30,11 +30,10 @@ class Export(Command):
 
     def run(self) -> dict[str, Any]:
         """Write, verify, say where it is."""
-        from rich.console import Console
-
         from pikv_agents.bundles import describe
         from pikv_agents.commands.options import command_line
         from pikv_agents.exporting import export
+        from pikv_agents.report import tables
 
         known = None if self.evaluation is None else json.loads(self.evaluation.read_text(encoding="utf-8"))
         path = export(
@@ -43,5 +42,5 @@ class Export(Command):
         )  # fmt: skip
         found = describe(path)
         text = f"bundle: {path} ({found['golden_pairs']} golden pairs reproduced, error {found['golden_error']:.1e})"
-        Console(highlight=False).print(text, soft_wrap=True)
+        tables.console().print(text, soft_wrap=True)
         return found

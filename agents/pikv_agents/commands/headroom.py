@@ -37,7 +37,6 @@ class Headroom(Command):
 
     def run(self) -> dict[str, Any]:
         """Print the table, return its rows."""
-        from rich.console import Console
 
         from pikv_agents.commands.options import counted, default_threads, environment, open_library, playable
         from pikv_agents.headroom import HeadroomConfig, headroom
@@ -58,7 +57,7 @@ class Headroom(Command):
             found = headroom(suite, families, config)
         finally:
             close()
-        console = Console()
+        console = tables.console()
         console.print(tables.headroom(found["rows"]))
         console.print(f"static_global: {found['static_global']}", highlight=False)
         return found

@@ -48,8 +48,7 @@ class Parity(Command):
 
     def run(self) -> dict[str, Any]:
         """Run the levels and print what they found."""
-        from rich.console import Console
-
+        from pikv_agents.report import tables
         from pikv_env import EnvConfig, WorkloadPool
         from pikv_env.builtin import resolve_library
         from pikv_env.parity import level_a, level_b
@@ -66,7 +65,7 @@ class Parity(Command):
         )
         pool = WorkloadPool(resolve_library(self.library), config, self.seed)
         model = load_model("embedded")[0]
-        console, result = Console(), dict[str, Any]()
+        console, result = tables.console(), dict[str, Any]()
         if "a" in self.level:
             result["level_a"] = a = level_a(pool, self.policies, pressure=self.pressure, model=model)
             iterations = sum(r["iterations"] for r in a["rows"])

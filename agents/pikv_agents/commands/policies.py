@@ -21,13 +21,13 @@ class Policies(Command):
 
     def run(self) -> dict[str, Any]:
         """Print and return what was found; a refused bundle is an error that says why."""
-        from rich.console import Console
         from rich.markdown import Markdown
 
         from pikv_agents import bundles
+        from pikv_agents.report import tables
         from pikv_runtime.policy import load_bundle
 
-        console = Console(highlight=False)
+        console = tables.console()
         if self.action == "show":
             if not self.bundle:
                 raise ValueError("show needs a bundle: pikv policies show NAME")

@@ -49,10 +49,9 @@ class Train(Command):
 
     def run(self) -> dict[str, Any]:
         """Train, say what came of it."""
-        from rich.console import Console
-
         from pikv_agents.commands.options import command_line, default_threads, open_library, playable
         from pikv_agents.presets import preset
+        from pikv_agents.report import tables
         from pikv_agents.training import train
 
         library = open_library(self.library)
@@ -70,7 +69,7 @@ class Train(Command):
             group=self.group,
             command=command_line(),
         )
-        console = Console(highlight=False)
+        console = tables.console()
         console.print(result.sentence())
         console.print(
             f"run: {result.run_dir}  next: pikv export --run-dir {result.run_dir} --out BUNDLE", soft_wrap=True

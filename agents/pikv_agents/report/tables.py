@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
-from pikv_agents.report.schema import CoverageRow, Evaluation, HeadroomRow, Live
+from pikv_agents.report.schema import CoverageRow, Evaluation, HeadroomRow, Live, Policy
 from pikv_agents.report.verdict import LEAST_HEADROOM, counted_families, role
 
+LOG_WIDTH = 128
 _STYLES = {"learned": "bold cyan", "heuristic": "", "reference": "dim"}
 
 
@@ -19,10 +22,15 @@ def plain_table(title: str, left: Sequence[str], right: Sequence[str], caption: 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.caption, table.caption_justify = caption, "left"
     for name in left:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, overflow="fold")  # text gives way before numbers do
     for name in right:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def console() -> Console:
+    """Where tables go: as wide as the terminal, or `LOG_WIDTH` where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -37,7 +45,7 @@ def percent(value: float | None) -> str:
 
 def span(value: Sequence[float] | None) -> str:
     """An interval as `low … high`, or a dash."""
-    return f"{value[0]:.3f} … {value[1]:.3f}" if value else "–"
+    return f"{value[0]:.3f}…{value[1]:.3f}" if value else "–"
 
 
 def coverage(rows: Sequence[CoverageRow]) -> Table:
@@ -55,13 +63,12 @@ def headroom(rows: Sequence[HeadroomRow]) -> Table:
     """J by family and reference policy, and what could still be gained."""
     policies = list(dict.fromkeys(policy for row in rows for policy in row["policies"]))
     caption = f"families under {LEAST_HEADROOM:.0%} headroom are dim and do not count"
-    right = ("pressure", *policies, "headroom")
-    table = plain_table("Headroom: J by family", ("family", "split"), right, caption)
+    right = ("pressure", *(policy.replace("_", "\n") for policy in policies), "headroom")
+    table = plain_table("Headroom: J by family", ("family",), right, caption)
     for row in rows:
         values = [number(row["policies"].get(policy, {}).get("J"), 2) for policy in policies]
         style = "" if row["headroom"] >= LEAST_HEADROOM else "dim"
-        left = (row["family"], row["split"], number(row["pressure"], 2))
-        table.add_row(*left, *values, percent(row["headroom"]), style=style)
+        table.add_row(row["family"], f"{row['pressure']:g}", *values, percent(row["headroom"]), style=style)
     return table
 
 
@@ -80,13 +87,14 @@ def evaluation(section: Evaluation) -> Table:
 
 def families(section: Evaluation) -> Table:
     """Every policy on every family, with the parts of J."""
-    right = ("J", "95% interval", "latency", "memory", "fidelity", "worst request")
-    table = plain_table("Evaluation by family", ("family", "split", "policy"), right)
+    right = ("J", "95% interval", "latency", "memory", "fidelity", "worst")
+    caption = "latency: L / L_U; memory: M; fidelity: F; worst: loss of the worst request"
+    table = plain_table("Evaluation by family: less J is better", ("family", "policy"), right, caption)
     for family, block in section["families"].items():
         ordered = sorted(block["policies"].items(), key=lambda item: item[1]["J"])
         for place, (policy, row) in enumerate(ordered):
             table.add_row(
-                family if place == 0 else "", block["split"] if place == 0 else "", policy,
+                f"{family} ({block['split']})" if place == 0 else "", policy,
                 number(row["J"]), span(row.get("ci95")), number(row["latency"]), number(row["memory"]),
                 number(row["fidelity"], 4), number(row.get("worst_request"), 2),
                 style=_STYLES[role(section, policy)], end_section=place == len(ordered) - 1,
@@ -94,11 +102,20 @@ def families(section: Evaluation) -> Table:
     return table
 
 
+def decisions(section: Policy) -> Table:
+    """Time of one decision by runner, fastest first."""
+    table = plain_table(f"Decision of {section['bundle']}", ("runner",), ("µs", "ratio"))
+    fastest = min(section["decision_us"].values())
+    for runner, value in sorted(section["decision_us"].items(), key=lambda item: item[1]):
+        table.add_row(runner, number(value, 1), f"{value / fastest:.1f}x")
+    return table
+
+
 def live(section: Live) -> Table:
     """Trace prediction and live run of each policy."""
-    right = ("J", "latency", "memory", "fidelity", "tokens/s", "decision µs", "same control on all ranks")
+    right = ("where", "J", "latency", "memory", "fidelity", "tokens/s", "decision\nµs", "ranks\nagree")
     title = f"Live: {section['family']}, {section['ranks']} rank(s)"
-    table = plain_table(title, ("policy", "where"), right)
+    table = plain_table(title, ("policy",), right, "ranks agree: all ranks put the same controls into force")
     for row in section["rows"]:
         table.add_row(
             row["policy"], row["where"], number(row["J"]), number(row["latency"]), number(row["memory"]),

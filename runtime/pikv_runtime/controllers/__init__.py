@@ -12,6 +12,7 @@ from pikv_runtime.contract import RATIO_MAX
 from pikv_runtime.controllers.base import Controller
 from pikv_runtime.controllers.capped_exact import CappedExact
 from pikv_runtime.controllers.lazy import Lazy
+from pikv_runtime.controllers.load_proportional import LoadProportional
 from pikv_runtime.controllers.pressure_proportional import PressureProportional
 from pikv_runtime.controllers.static import Static
 from pikv_runtime.controllers.uniform_random import UniformRandom
@@ -23,6 +24,7 @@ __all__ = [
     "CappedExact",
     "Controller",
     "Lazy",
+    "LoadProportional",
     "PressureProportional",
     "Static",
     "UniformRandom",
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 CONTROLLERS: Registry[type[Controller]] = Registry("controller")
-for _controller in (CappedExact, Static, Lazy, PressureProportional, UniformRandom):
+for _controller in (CappedExact, Static, Lazy, PressureProportional, LoadProportional, UniformRandom):
     CONTROLLERS.add(_controller.kind, _controller)
 
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
