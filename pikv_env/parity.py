@@ -14,22 +14,31 @@ from pikv_env.pool import WorkloadPool
 from pikv_env.runtime_env import RuntimeEnv
 from pikv_env.trace_env import TraceEnv
 from pikv_runtime import ledger as L
+from pikv_runtime.contract import clip_control
 from pikv_runtime.controllers import make_policy
-from pikv_runtime.engine import Engine
 from pikv_runtime.ledger.drive import Bank, enforce, next_event_s, replay_signals
 from pikv_runtime.ledger.state import Ledger
+from pikv_runtime.objective import LAMBDA1, LAMBDA2
+from pikv_runtime.policy.base import Policy
 
 # What must agree after every iteration: bytes, hits, victims (who holds which page in which codec), clocks.
 COMPARED = (
-    "clock_s", "tally", "bytes_rank", "cached_bytes", "slot_request", "slot_tokens", "page_block", "page_live",
-    "page_ghost", "page_mass", "block_hash", "block_codec", "block_rank", "block_tag", "req_status", "free_count",
+    "clock_s", "interval_end_s", "tally", "bytes_rank", "cached_bytes", "free_count",
+    "slot_request", "slot_owner", "slot_tokens", "page_block", "page_live", "page_ghost",
+    "page_mass", "page_reads", "page_last_s",
+    "block_hash", "block_cached", "block_refs", "block_codec", "block_rank", "block_tag",
+    "req_status", "req_hit_tokens", "req_preempted", "req_first_s", "req_finish_s", "req_loss",
 )  # fmt: skip
 
 
 def first_difference(a: Ledger, b: Ledger) -> str | None:
-    """Name of the first array in which lane 0 of two ledgers differs, or None."""
+    """Name of the first array in which lane 0 of two ledgers differs, or None; room for requests may differ."""
+    count = int(a.num_requests[0])
     for name in COMPARED:
-        if not np.array_equal(getattr(a, name)[0], getattr(b, name)[0]):
+        one, other = (getattr(ledger, name)[0] for ledger in (a, b))
+        if name.startswith("req_"):
+            one, other = one[:count], other[:count]
+        if not np.array_equal(one, other):
             return name
     return None
 
@@ -43,47 +52,70 @@ def _simulated_step(s: Ledger, bank: Bank, end_s: float) -> None:
     L.commit(s, 0, L.price(s, 0))
 
 
-class _Lockstep:
-    """The live engine and the simulator side by side, one iteration at a time, compared after each."""
+class Lockstep:
+    """The live engine and the simulator side by side, one iteration at a time, compared after each.
 
-    def __init__(self, trace: TraceEnv, engine: Engine, spec: str, limit_s: float) -> None:
-        self.trace, self.engine, self.limit_s = trace, engine, limit_s
-        self.state = trace.batch.state
-        self.policies = make_policy(spec), make_policy(spec)
+    Args:
+        pool: prepared workloads.
+        spec: a heuristic, of which each side has its own copy.
+        pressure, workload: the episode.
+        model: of the live engine, by name, by path or loaded.
+    """
+
+    def __init__(
+        self, pool: WorkloadPool, spec: str, *, pressure: float, model: Any = "embedded", workload: int = 0
+    ) -> None:
+        options = {"workload": workload, "pressure": pressure, "lambdas": (LAMBDA1, LAMBDA2)}
+        self.trace = TraceEnv(pool.library, config=pool.config, pool=pool)
+        live = RuntimeEnv(pool.library, config=pool.config, pool=pool, signals="recorded", model=model)
+        self.trace.reset(seed=0, options=options)
+        live.reset(seed=0, options=options)
+        assert live.engine is not None
+        self.engine = live.engine
+        self.limit_s = pool.config.horizon_s * (1 + pool.config.drain)
+        self.state = self.trace.batch.state
+        self.policies: tuple[Policy, Policy] = make_policy(spec), make_policy(spec)
         self.iterations = 0
 
     def run(self) -> str | None:
         """Serve the whole episode. Returns where the two first differ, or None."""
-        s, live = self.state, self.engine.ledger
+        s = self.state
         while s.unfinished[0] > 0 and s.clock_s[0] < self.limit_s:
-            found = self._decide()
-            end_s = min(float(s.interval_end_s[0]), self.limit_s)
-            while found is None and s.clock_s[0] < end_s and s.unfinished[0] > 0:
-                _simulated_step(s, self.trace.batch.bank, end_s)
-                self.engine.step(end_s)
-                self.iterations += 1
-                found = first_difference(s, live)
+            found = self._decide() or self._interval() or self._measure()
             if found is not None:
                 return f"iteration {self.iterations}: {found}"
-            for ledger in (s, live):
-                while ledger.interval_end_s[0] <= ledger.clock_s[0]:
-                    ledger.interval_end_s[0] += ledger.interval_s[0]
-            self._measure()
+        return None
+
+    def _interval(self) -> str | None:
+        s, live = self.state, self.engine.ledger
+        end_s = min(float(s.interval_end_s[0]), self.limit_s)
+        while s.clock_s[0] < end_s and s.unfinished[0] > 0:
+            _simulated_step(s, self.trace.batch.bank, end_s)
+            self.engine.step(end_s)
+            self.iterations += 1
+            found = first_difference(s, live)
+            if found is not None:
+                return found
+        for ledger in (s, live):
+            while ledger.interval_end_s[0] <= ledger.clock_s[0]:
+                ledger.interval_end_s[0] += ledger.interval_s[0]
         return None
 
     def _decide(self) -> str | None:
-        control = self.policies[0].decide(self.trace.telemetry)
-        own = self.policies[1].decide(self.engine.telemetry())
-        same = np.array_equal(control.groups, own.groups) and np.array_equal(control.globals, own.globals)
+        control, own = self.policies[0].decide(self.trace.telemetry), self.policies[1].decide(self.engine.telemetry())
+        for one in (control, own):
+            clip_control(one)
         self.state.control_groups[0], self.state.control_globals[0] = control.groups, control.globals
         enforce(self.state, 0)
         self.engine.enforce(own)
+        same = np.array_equal(control.groups, own.groups) and np.array_equal(control.globals, own.globals)
         return None if same else "control"
 
-    def _measure(self) -> None:
-        batch = self.trace.batch
+    def _measure(self) -> str | None:
+        batch, told = self.trace.batch, self.engine.measure()
         L.write_telemetry(self.state, 0, batch.groups[0], batch.globals[0])
-        self.engine.measure()
+        same = np.array_equal(batch.groups[0], told.groups) and np.array_equal(batch.globals[0], told.globals)
+        return None if same else "telemetry"
 
 
 def level_a(
@@ -92,13 +124,7 @@ def level_a(
     """Run every policy in the live engine and in the simulator in lockstep; both must be identical throughout."""
     rows = []
     for spec in specs:
-        options = {"workload": workload, "pressure": pressure, "lambdas": (0.25, 10.0)}
-        trace = TraceEnv(pool.library, config=pool.config, pool=pool)
-        live = RuntimeEnv(pool.library, config=pool.config, pool=pool, signals="recorded", model=model)
-        trace.reset(seed=0, options=options)
-        live.reset(seed=0, options=options)
-        assert live.engine is not None
-        pair = _Lockstep(trace, live.engine, spec, pool.config.horizon_s * (1 + pool.config.drain))
+        pair = Lockstep(pool, spec, pressure=pressure, model=model, workload=workload)
         difference = pair.run()
         rows.append({"policy": spec, "iterations": pair.iterations, "first_difference": difference})
     different = [f"{r['policy']}: {r['first_difference']}" for r in rows if r["first_difference"]]
@@ -117,7 +143,7 @@ def level_b(
     """Measure every policy on the wall clock and compare with the trace environment on the model clock."""
     from scipy.stats import kendalltau
 
-    lambdas = (0.25, 10.0)
+    lambdas = (LAMBDA1, LAMBDA2)
     rows: list[dict[str, Any]] = []
     for spec in specs:
         simulated = _simulate(pool, spec, pressure, workload)
@@ -147,7 +173,7 @@ def level_b(
 
 def _simulate(pool: WorkloadPool, spec: str, pressure: float, workload: int) -> dict[str, float]:
     env = TraceEnv(pool.library, config=pool.config, pool=pool)
-    env.reset(seed=0, options={"workload": workload, "pressure": pressure, "lambdas": (0.25, 10.0)})
+    env.reset(seed=0, options={"workload": workload, "pressure": pressure, "lambdas": (LAMBDA1, LAMBDA2)})
     policy, done = make_policy(spec), False
     while not done:
         _, _, done, _, info = env.step_control(policy.decide(env.telemetry))

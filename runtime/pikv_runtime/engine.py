@@ -184,7 +184,9 @@ class Engine:
         return self._telemetry
 
     def close(self) -> None:
-        """End the episode: charge whoever is unserved."""
+        """End the episode: charge whoever is unserved, free the tensors of whoever is done."""
+        self._follow_tenants()
+        self._apply_events()
         L.close(self.ledger, 0, self.reference.charges, self.observations)
 
     # ------------------------------------------------------------------ the parts of a step

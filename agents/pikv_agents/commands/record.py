@@ -39,9 +39,10 @@ class Record(Command):
         library, seconds = record_library(self)
         library.save(self.out)
         size = self.out.stat().st_size
+        decoded, megabytes = int(library.output_tokens.sum()), size / 1e6
         tables.console().print(
-            f"recorded {len(library)} contents of {len(library.families)} kinds "
-            f"({int(library.output_tokens.sum()):,} tokens decoded) in {seconds:.1f} s: {self.out} ({size / 1e6:.1f} MB)",
+            f"recorded {len(library)} contents of {len(library.families)} kinds ({decoded:,} tokens decoded) "
+            f"in {seconds:.1f} s: {self.out} ({megabytes:.1f} MB)",
             soft_wrap=True,
         )
         return {
