@@ -164,8 +164,8 @@ def level_b(
         "latency_median_ape": float(np.median(np.abs(trace["latency"] / mean["latency"] - 1))),
         "run_to_run_spread": spread,
         "fidelity_mae": float(np.mean(np.abs(trace["loss"] - mean["loss"]))),
-        "kendall_tau": float(2 * np.mean(agree) - 1) if pairs else float("nan"),
-        "kendall_tau_all": float(kendalltau(trace["J"], mean["J"]).statistic) if len(rows) > 1 else float("nan"),
+        "kendall_tau": float(2 * np.mean(agree) - 1) if pairs else None,
+        "kendall_tau_all": float(kendalltau(trace["J"], mean["J"]).statistic) if len(rows) > 1 else None,
         "pairs": len(pairs),
         "rows": rows,
     }
