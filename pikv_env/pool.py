@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from pikv_runtime.ledger.setup import Shape
 from pikv_runtime.ledger.state import INT8, NATIVE, Ledger, Price
 from pikv_runtime.objective import Reference
 from pikv_runtime.profiles import load_geometry, load_profile
-from pikv_runtime.requests import BATCH, INTERACTIVE, RequestList
+from pikv_runtime.requests import BATCH, INTERACTIVE, RequestList, distinct_blocks
 
 DRAWS = 12
 
@@ -89,13 +89,14 @@ class WorkloadPool:
         self.bank = make_bank(library, config.runtime.router, self.pages)
         drawn = [self._draw(family, np.random.default_rng([seed, j])) for j, family in enumerate(families)]
         self.requests = max(len(workload.requests) for workload, _ in drawn)
-        self.store = self.ledger(len(drawn))
+        self.store = self.ledger(len(drawn), blocks=1)
         self.prepared = [self._prepare(j, *pair) for j, pair in enumerate(drawn)]
+        self.blocks = self._block_slots()
 
-    def ledger(self, lanes: int, requests: int | None = None) -> Ledger:
-        """A ledger wide enough for every workload of the pool, or for `requests` requests."""
+    def ledger(self, lanes: int, requests: int | None = None, blocks: int | None = None) -> Ledger:
+        """A ledger wide enough for every workload of the pool, or for `requests` requests and `blocks` block slots."""
         state = build(
-            self.config.runtime,
+            replace(self.config.runtime, blocks=self.blocks if blocks is None else blocks),
             self.shape,
             self.classes,
             lanes=lanes,
@@ -105,6 +106,14 @@ class WorkloadPool:
         )
         state.prices[:] = self.prices
         return state
+
+    def _block_slots(self) -> int:
+        """Block slots of a lane: under the largest cap, bytes must run out before slots do (down to int8 pages)."""
+        block_bytes = self.shape.layers * int(self.store.codec_bytes[INT8])
+        caps = [max(p.working_set_bytes / self.config.pressure[0], p.floor_bytes) for p in self.prepared]
+        most = max(distinct_blocks(p.workload.requests) for p in self.prepared)
+        running = self.config.runtime.slots * self.pages + 1
+        return running + min(most, math.ceil(max(caps) * self.config.ranks / block_bytes))
 
     def service_s(self, prompt_tokens: float, output_tokens: float) -> float:
         """Compute a request takes, seconds; a decode step is shared by four requests on average."""
@@ -121,7 +130,9 @@ class WorkloadPool:
             workload = make_workload(family, self.library, workload_seed, horizon_s, load, self.service_s)
             if not workload.requests:
                 continue
-            one, scratch = (self.ledger(1, len(workload.requests)) for _ in range(2))
+            # U has no cap: it must not run out of slots either.
+            slots = distinct_blocks(workload.requests) + self.config.runtime.slots * self.pages + 1
+            one, scratch = (self.ledger(1, len(workload.requests), blocks) for blocks in (1, slots))
             self._load(one, 0, workload)
             try:
                 return workload, reference_run(one, 0, self.bank, scratch)

@@ -93,7 +93,7 @@ class RuntimeEnv(gym.Env[Array, Actions]):
         prepared = self.batch.prepared(0)
         cap, lambdas = int(self.batch.state.cap_bytes[0]), self.batch.state.lambdas[0]
         self.engine = Engine(
-            config=replace(self.config.runtime, cap_bytes=cap),
+            config=replace(self.config.runtime, cap_bytes=cap, blocks=self.batch.pool.blocks),
             profile=self.config.profile,
             signals=self.batch.bank if self._recorded else None,
             lambdas=(float(lambdas[0]), float(lambdas[1])),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pikv_agents.learners import EXPORTABLE
+from pikv_agents.levers import Levers
 from pikv_agents.tracking.metrics import write_json
 from pikv_runtime.policy import PolicyNetwork
 
@@ -35,11 +36,17 @@ class Checkpoint:
             raise ValueError(
                 f"learner {learner!r} squashes its actions, which a bundle cannot say: allowed {', '.join(EXPORTABLE)}"
             )
-        return network_of(self.tensors, self.meta["view"], self.meta["num_groups"])
+        levers = self.meta.get("levers")
+        return network_of(
+            self.tensors,
+            self.meta["view"],
+            self.meta["num_groups"],
+            None if levers is None else Levers(tuple(levers["columns"]), tuple(levers["rest"])),
+        )
 
 
-def network_of(tensors: Tensors, view: str, num_groups: int | None) -> PolicyNetwork:
-    """Normaliser, policy MLP and action layer of an on-policy learner's state dict."""
+def network_of(tensors: Tensors, view: str, num_groups: int | None, levers: Levers | None = None) -> PolicyNetwork:
+    """Normaliser, policy MLP and action layer of an on-policy learner's state dict; `levers` become all actions."""
 
     def array(name: str) -> np.ndarray:
         return np.ascontiguousarray(tensors[name].detach().numpy(), dtype=np.float32)
@@ -47,6 +54,8 @@ def network_of(tensors: Tensors, view: str, num_groups: int | None) -> PolicyNet
     hidden = sorted({int(n.split(".")[2]) for n in tensors if n.startswith("mlp_extractor.policy_net.")})
     names = [f"mlp_extractor.policy_net.{i}" for i in hidden] + ["action_net"]
     layers = tuple((array(f"{name}.weight"), array(f"{name}.bias")) for name in names)
+    if levers is not None:
+        layers = (*layers[:-1], levers.expand_layer(*layers[-1]))
     mean, std = array("features_extractor.mean"), array("features_extractor.std")
     return PolicyNetwork(view, "tanh", mean, std, layers, num_groups if view == "box" else None)
 

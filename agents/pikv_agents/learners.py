@@ -89,20 +89,21 @@ def _start_at(model: BaseAlgorithm, action: np.ndarray) -> None:
         model.policy.value_net.weight.mul_(0.1)  # at the start, savings are zero
 
 
-def noise_of(config: TrainConfig, noise: float, actions: int) -> np.ndarray:
-    """Standard deviation of each action (A,): `noise`, less where an action loses fidelity at once."""
-    std = np.full(actions, noise)
+def noise_of(config: TrainConfig, actions: int) -> np.ndarray:
+    """First standard deviation of each action (A,): `noise`, less where an action loses fidelity for good."""
+    std = np.full(actions, config.noise)
     if config.env.control == "coef":
-        std[[name.startswith(RISKY) for name in make_view("coef").action_names()]] *= config.caution
+        names = config.levers or make_view("coef").action_names()
+        std[[name.startswith(RISKY) for name in names]] *= config.caution
     return std
 
 
 def _explore(model: BaseAlgorithm, config: TrainConfig) -> None:
-    """Set the first noise: `noise`, less where an action loses fidelity at once."""
+    """Set the first noise, see `noise_of`."""
     log_std = getattr(model.policy, "log_std", None)
     if log_std is None:
         return
-    std = noise_of(config, config.noise, log_std.shape[-1])
+    std = noise_of(config, log_std.shape[-1])
     if log_std.ndim == 2:  # by hidden unit and action: the units' shares add up
         std = std / (HIDDEN_LEVEL * np.sqrt(log_std.shape[0]))
     with torch.no_grad():

@@ -11,8 +11,13 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from pikv_runtime.policy.network import OBSERVATION_CLIP
 
 LEAST_STD = 0.02
-"""Smallest standard deviation, as a share of a feature's declared range: what never changed while it was measured
-(a price, a λ) must not explode where it differs in use."""
+"""Smallest standard deviation, as a share of a feature's declared range: what hardly changed while it was measured
+must not explode where it differs in use."""
+NEVER_VARIED = 1e-6
+"""Standard deviations below this share of the range count as none: nothing can be learned about such a feature
+(a price, with one machine; a link, with one rank), so the policy is made blind to it."""
+BLIND = 1e6
+"""Standard deviation of such a feature, in its declared range: whatever it is in use, it normalises to 0."""
 
 
 class FrozenNormaliser(BaseFeaturesExtractor):
@@ -45,10 +50,12 @@ class Moments:
         self.second += (values**2).sum(axis=0)
 
     def freeze(self, space: gym.spaces.Box) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation, the latter at least `LEAST_STD` of a feature's range in `space`."""
+        """Mean and standard deviation: at least `LEAST_STD` of a feature's range in `space`, `BLIND` of it if it
+        never varied."""
         if self.count == 0:
             raise ValueError("no observations were counted")
         mean = self.first / self.count
         std = np.sqrt(np.maximum(self.second / self.count - mean**2, 0.0))
-        floor = LEAST_STD * (space.high - space.low).astype(np.float64)
-        return mean.tolist(), np.maximum(std, floor).tolist()
+        span = (space.high - space.low).astype(np.float64)
+        kept = np.where(std < NEVER_VARIED * span, BLIND * span, np.maximum(std, LEAST_STD * span))
+        return mean.tolist(), kept.tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from pikv_agents.static_grid import QUICK_GRID, STATIC_GRID
+from pikv_agents.static_grid import LOAD_GRID, QUICK_GRID, STATIC_GRID
 from pikv_env.config import EnvConfig
 from pikv_runtime.registry import UnknownNameError
 
@@ -39,24 +39,20 @@ class TrainConfig:
     """Weight of the entropy bonus."""
     half_life_s: float = 300.0
     """Model time after which a charge counts half: blocks come back after minutes."""
-    generations: int = 4
-    """Generations of the warm start (`search`), counted in `steps`; 0: the learner starts from the static setting."""
-    pairs: int = 48
-    """Pairs of episodes of each generation."""
-    search_noise: float = 0.3
-    """Standard deviation of its changes, in units of the action; `caution` applies."""
+    levers: tuple[str, ...] = ("fan_out", "window", "cached_share", "cached_ratio", "compression_ratio.bias")
+    """Actions of the coef view that are learned; the others stay where the start put them. Empty: all."""
     noise: float = 0.2
     """First standard deviation of exploration, in units of the action (whose range is -1 to 1)."""
     caution: float = 0.15
-    """Factor on it where an action loses fidelity at once: ratios, eviction, fan-out."""
+    """Factor on it where an action loses fidelity for good: ratios, eviction."""
     hold_s: float = 128.0
     """Model time for which exploration noise is held; 0: drawn anew at every interval. What a cache keeps pays off
     minutes later, so noise that changes every few seconds tells nothing about it."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers (tanh), of policy and critic each."""
     start: str | None = None
-    """Static setting that training starts from; None: the best of `start_grid` on the training workloads."""
-    start_grid: tuple[str, ...] = STATIC_GRID
+    """Heuristic that the first policy imitates; None: the best of `start_grid` on the training workloads."""
+    start_grid: tuple[str, ...] = (*STATIC_GRID, *LOAD_GRID)
     """Where the start is looked for."""
     evaluations: int = 20
     """Evaluations on validation workloads, evenly spread; the best checkpoint is kept by them."""
@@ -89,16 +85,16 @@ class TrainConfig:
 
 DEFAULT = TrainConfig()
 QUICK = TrainConfig(
-    env=EnvConfig(horizon_s=600.0, workloads=4, pressure=(1.0, 4.0)),
+    env=EnvConfig(horizon_s=600.0, workloads=4, pressure=(1.0, 4.0), ranks=2),
     steps=80_000,
     num_envs=32,
     rollout=128,
-    batch_size=1024,
-    epochs=5,
-    learning_rate=2e-4,
-    start_grid=QUICK_GRID,
-    generations=2,
-    pairs=32,
+    batch_size=512,
+    epochs=6,
+    learning_rate=7e-4,
+    noise=0.25,
+    start_grid=(*QUICK_GRID, *LOAD_GRID),
+    levers=("fan_out", "cached_share"),
     evaluations=4,
     validation_seeds=(0,),
     validation_pressures=(1.0, 2.0),

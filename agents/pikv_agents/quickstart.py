@@ -236,7 +236,8 @@ class Quickstart:
         c, best = self.config, self._best_heuristic(self.summary["evaluation"])
         with self._stage("live", f"Serve {c.held_out} live on {c.ranks} ranks") as note:
             pool = live_pool(library, c.held_out, c.seed, c.ranks, c.live_load, c.live_horizon_s)
-            section, results = live_section(pool, {"learned": str(bundle), best: best}, c.pressure, note=note)
+            name = verdict(self.summary["evaluation"]).baseline
+            section, results = live_section(pool, {"learned": str(bundle), name: best}, c.pressure, note=note)
             self.summary["live"] = section
             self.console.print(tables.live(section))
             note(live_sentence(section))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pikv_agents.episode_record import Recorder
+from pikv_agents.levers import Levers
 from pikv_env.batch import TraceBatch
 from pikv_env.config import EnvConfig
 from pikv_env.episode import costs
@@ -75,14 +76,16 @@ class Learned:
 
     name = "learned"
 
-    def __init__(self, model: Any, view: ControlView) -> None:
-        self.model, self.view = model, view
+    def __init__(self, model: Any, view: ControlView, levers: Levers | None = None) -> None:
+        self.model, self.view, self.levers = model, view, levers
 
     def decide(self, telemetry: Telemetry, out: Control | None = None) -> Control:
         """See `Policy.decide`."""
         out = out if out is not None else Control.zeros(len(telemetry.groups))
         groups, globals_ = telemetry.groups[None], telemetry.globals[None]
         actions, _ = self.model.predict(observe(groups, globals_, view=self.view.name), deterministic=True)
+        if self.levers is not None:
+            actions = self.levers.expand(actions)
         self.view.decode(actions, groups, globals_, out.groups[None], out.globals[None])
         return out
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pikv_agents.rollout import Episode, Suite
-from pikv_runtime.contract import GroupControl, Telemetry
-from pikv_runtime.control_views import make_view
+from pikv_runtime.contract import Control, GroupControl, Telemetry
+from pikv_runtime.control_views import ControlView, make_view
 from pikv_runtime.controllers import make_policy
 
 _DEMOTE = "demote=true,r_pressure=2"
@@ -46,6 +46,13 @@ STATIC_GRID = (
     "static:demote=true,r_pressure=4,evict=0.1,fan_out=0.5,cached_share=0.25/h2o",
 )
 
+LOAD_GRID = tuple(
+    f"load_proportional:fan_out={fan_out},cached_share={share}/h2o"
+    for fan_out in (0.2, 0.35, 0.5)
+    for share in (0.2, 0.5)
+)
+"""Heuristics that depend on the load; learning may start from them, too."""
+
 EVICT_MARGIN = -0.2
 
 Table = dict[str, list[float]]
@@ -68,15 +75,19 @@ def best_static(suite: Suite, grid: Sequence[str], episodes: Sequence[Episode]) 
 
 
 def encode_static(spec: str, view: str, num_groups: int) -> np.ndarray:
-    """The action (A,) of control view `view` that comes nearest to a static setting.
+    """The action (A,) of control view `view` that comes nearest to a static setting."""
+    return encode_control(make_policy(spec).decide(Telemetry.zeros(num_groups)), make_view(view, num_groups))
+
+
+def encode_control(control: Control, view: ControlView) -> np.ndarray:
+    """The action (A,) of `view` that comes nearest to a control.
 
     Where nothing is evicted, `coef` could say so with any bias from -1 to 0: a little below 0 is taken, so that
     exploration around it does not evict at once.
     """
-    control = make_policy(spec).decide(Telemetry.zeros(num_groups))
-    action = make_view(view, num_groups).encode(control.groups[None], control.globals[None])[0]
-    if view == "discrete":
+    action = view.encode(control.groups[None], control.globals[None])[0]
+    if view.name == "discrete":
         return action
-    if view == "coef" and not control.groups[:, GroupControl.EVICT_FRACTION].any():
-        action[make_view(view).action_names().index("evict_fraction.bias")] = EVICT_MARGIN
+    if view.name == "coef" and not control.groups[:, GroupControl.EVICT_FRACTION].any():
+        action[view.action_names().index("evict_fraction.bias")] = EVICT_MARGIN
     return np.clip(action, -1, 1)

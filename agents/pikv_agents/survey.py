@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from pikv_agents.distil import start_actions
 from pikv_agents.normaliser import Moments
 from pikv_agents.presets import TrainConfig
 from pikv_agents.rollout import Job, run_jobs
@@ -36,7 +37,7 @@ LANES = 16
 WANDERERS = ("lazy/h2o", "random")
 """Besides the start, these show what observations may look like."""
 SAMPLED = 8
-"""Telemetry of one lane is kept at every so many intervals."""
+"""Telemetry is kept at every so many intervals."""
 RETURN_SCALE = 20.0
 MOST_SAVED = 2.0
 """Largest saving or loss of one interval that counts, in mean charges of the start's intervals: the end of an
@@ -48,7 +49,7 @@ class Survey:
     """What was found."""
 
     start: str
-    """The static setting that training starts from."""
+    """The heuristic that the first policy imitates."""
     levels: NDArray[np.float64]
     """(K,) pressures."""
     charges: NDArray[np.float64]
@@ -56,7 +57,11 @@ class Survey:
     mean: list[float]
     std: list[float]
     telemetry: dict[str, NDArray[np.float32]]
-    """`groups` (S, N, F) and `globals` (S, G): a sample of what was seen, for golden pairs."""
+    """`groups` (S, N, F) and `globals` (S, G): a sample of what was seen."""
+    observations: NDArray[np.float32]
+    """(S, D) the same as observations."""
+    actions: NDArray[np.float32]
+    """(S, A) what the start does there, in the control view's own numbers."""
 
     def baseline(self, workload: int, pressure: float) -> NDArray[np.float64]:
         """(T,) charges of the start, between the pressures that were played by interpolation."""
@@ -87,9 +92,9 @@ def survey(config: TrainConfig, pool: WorkloadPool) -> Survey:
 
     def watch(first: int, lanes: list[int], rewards: NDArray[np.float64]) -> None:
         moments.add(spaces.observe(batch.groups[lanes], batch.globals[lanes]))
-        if batch.elapsed[lanes[-1]] % SAMPLED == 0:
-            sample.append((batch.groups[lanes[-1]].copy(), batch.globals[lanes[-1]].copy()))
         for i in lanes:
+            if batch.elapsed[i] % SAMPLED == 0:
+                sample.append((batch.groups[i].copy(), batch.globals[i].copy()))
             if first + i < len(charges):
                 charges[first + i].append(-rewards[i])
 
@@ -103,7 +108,9 @@ def survey(config: TrainConfig, pool: WorkloadPool) -> Survey:
     batch.close()
     mean, std = moments.freeze(spaces.observation_space)
     told = {name: np.stack(rows) for name, rows in zip(("groups", "globals"), zip(*sample, strict=True), strict=True)}
-    return Survey(start, levels, table.reshape(len(pool.prepared), len(levels), -1), mean, std, told)
+    seen = spaces.observe(told["groups"], told["globals"])
+    actions = start_actions(start, config.env.control, batch.num_groups, sample)
+    return Survey(start, levels, table.reshape(len(pool.prepared), len(levels), -1), mean, std, told, seen, actions)
 
 
 def _wanderers(levels: NDArray[np.float64], count: int) -> list[Job]:

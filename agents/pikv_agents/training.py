@@ -1,4 +1,4 @@
-"""`train`: from a configuration to a policy, never worse on validation than the static setting it started from."""
+"""`train`: from a configuration to a policy, never worse on validation than the heuristic it started from."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from pikv_agents.checkpoints import load_checkpoint
-from pikv_agents.learners import LEARNERS, noise_of
+from pikv_agents.distil import distil
+from pikv_agents.learners import LEARNERS
+from pikv_agents.levers import LeverEnv, Levers, choose_levers
 from pikv_agents.presets import TrainConfig
 from pikv_agents.rollout import Suite
-from pikv_agents.search import search
-from pikv_agents.static_grid import encode_static
 from pikv_agents.survey import SavingReward, Survey, survey
 from pikv_agents.tracking import RunLogger, SB3KVWriter, read_metrics, write_json
 from pikv_agents.watch import Watch, validation_episodes
@@ -38,7 +38,7 @@ class TrainResult:
 
     run_dir: Path
     start: str
-    """The static setting that it started from."""
+    """The heuristic that it started from."""
     steps: int
     seconds: float
     """Of the learner's loop, evaluations included."""
@@ -134,18 +134,16 @@ def describe(config: TrainConfig, library: TraceLibrary) -> dict[str, Any]:
 def _train(config: TrainConfig, library: TraceLibrary, logger: RunLogger, progress: bool) -> TrainResult:
     pool = WorkloadPool(library, config.env, config.seed)
     found = survey(config, pool)
-    save_file(found.telemetry, logger.out_dir / TELEMETRY_FILE)
-    env = saving_env(config, pool, found)
+    save_file(golden_sample(found), logger.out_dir / TELEMETRY_FILE)
+    env, levers = saving_env(config, pool, found)
     suite = Suite(library, config.env, config.threads)
-    watch = Watch(config, suite, validation_episodes(config, library), logger, found.start, progress)
-    model = build(config, env, found, start_action(config, env, found))
+    watch = Watch(config, suite, validation_episodes(config, library), logger, found.start, levers, progress)
+    model = build(config, env, found, levers)
     interrupted, begin = False, time.monotonic()
     try:
         watch.begin(model)
-        model = _warm_up(config, pool, found, model, logger)
         model.set_logger(Logger(None, [SB3KVWriter(logger)]))
-        rest = config.steps - model.num_timesteps
-        model.learn(max(1, rest), callback=watch, log_interval=1, reset_num_timesteps=False)
+        model.learn(config.steps, callback=watch, log_interval=1)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -154,9 +152,15 @@ def _train(config: TrainConfig, library: TraceLibrary, logger: RunLogger, progre
     return _result(logger.out_dir, found, watch, model, time.monotonic() - begin, interrupted)
 
 
-def saving_env(config: TrainConfig, pool: WorkloadPool, found: Survey) -> SavingReward:
-    """The lanes, rewarded by what is saved against the start."""
-    env = make_sb3(
+def golden_sample(found: Survey, most: int = 256) -> dict[str, np.ndarray]:
+    """Some of the telemetry that the survey saw, evenly chosen: golden pairs are made from it."""
+    rows = np.unique(np.linspace(0, len(found.observations) - 1, most).astype(int))
+    return {name: np.ascontiguousarray(values[rows]) for name, values in found.telemetry.items()}
+
+
+def saving_env(config: TrainConfig, pool: WorkloadPool, found: Survey) -> tuple[VecEnv, Levers | None]:
+    """The lanes, rewarded by what is saved against the start; their actions are the levers."""
+    env: VecEnv = make_sb3(
         "PiKV/Trace-v0",
         config.num_envs,
         library=pool.library,
@@ -165,43 +169,19 @@ def saving_env(config: TrainConfig, pool: WorkloadPool, found: Survey) -> Saving
         pool=pool,
         threads=config.threads,
     )
-    return SavingReward(env, found, config.gamma)
+    view = make_view(config.env.control, int(env.get_attr("num_groups", [0])[0]))
+    levers = choose_levers(config.levers, view, found.actions)
+    saving = SavingReward(env, found, config.gamma)
+    return (saving if levers is None else LeverEnv(saving, levers)), levers
 
 
-def _num_groups(env: VecEnv) -> int:
-    return int(env.get_attr("num_groups", [0])[0])
-
-
-def start_action(config: TrainConfig, env: VecEnv, found: Survey) -> np.ndarray:
-    """The start in the control view's own numbers."""
-    return encode_static(found.start, config.env.control, _num_groups(env))
-
-
-def build(config: TrainConfig, env: VecEnv, found: Survey, action: np.ndarray) -> BaseAlgorithm:
-    """The learner, whose first policy is `action` everywhere."""
-    return LEARNERS[config.learner](env, config, (found.mean, found.std), action)
-
-
-def _warm_up(
-    config: TrainConfig, pool: WorkloadPool, found: Survey, model: BaseAlgorithm, logger: RunLogger
-) -> BaseAlgorithm:
-    """The learner started from the action that `search` found; `model` itself where there is no search."""
-    if config.generations == 0 or config.env.control == "discrete":
-        return model
-    env = model.get_env()
-    start = start_action(config, env, found)
-    better = search(
-        config,
-        pool,
-        found,
-        make_view(config.env.control, _num_groups(env)),
-        start,
-        noise_of(config, config.search_noise, len(start)),
-        lambda steps, saving: logger.log(steps, {"charts/search_saving": saving}),
-    )
-    warm = build(config, env, found, better.action)
-    warm.num_timesteps = better.steps
-    return warm
+def build(config: TrainConfig, env: VecEnv, found: Survey, levers: Levers | None) -> BaseAlgorithm:
+    """The learner, whose first policy does what the start does."""
+    actions = found.actions if levers is None else found.actions[:, levers.columns]
+    model = LEARNERS[config.learner](env, config, (found.mean, found.std), actions[0])
+    if np.ptp(actions, axis=0).max() > 0:
+        distil(model, found.observations, actions, config.seed)
+    return model
 
 
 def _result(

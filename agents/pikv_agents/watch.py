@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -10,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from pikv_agents.checkpoints import Checkpoint, save_checkpoint
+from pikv_agents.levers import Levers
 from pikv_agents.presets import TrainConfig
 from pikv_agents.rollout import Episode, Learned, Suite, mean_costs
 from pikv_agents.tracking import RunLogger
@@ -47,11 +49,12 @@ class Watch(BaseCallback):
         episodes: Sequence[Episode],
         run: RunLogger,
         start: str,
+        levers: Levers | None,
         progress: bool,
     ) -> None:
         super().__init__()
         self.config, self.suite, self.episodes, self.run = config, suite, list(episodes), run
-        self.start, self.progress = start, progress
+        self.start, self.levers, self.progress = start, levers, progress
         self.start_J = float("nan")
         self.best = float("inf")
         self._base = np.ones(len(self.episodes))
@@ -64,10 +67,6 @@ class Watch(BaseCallback):
         self._base = np.array([o.score.J for o in self.suite.run(self.start, self.episodes)])
         self.start_J = float(self._base.mean())
         self._evaluate(model)
-
-    def _on_training_start(self) -> None:
-        if self.num_timesteps > 0:  # after a warm start
-            self._evaluate(self.model)
 
     def _on_step(self) -> bool:
         if self._bar is not None:
@@ -90,7 +89,7 @@ class Watch(BaseCallback):
         self._due = step + self.config.steps / self.config.evaluations
         groups = self.suite.batch(self.episodes[0].family, self.episodes[0].seed, 1).num_groups
         view = make_view(self.config.env.control, groups)
-        outcomes = self.suite.run(lambda: Learned(model, view), self.episodes)
+        outcomes = self.suite.run(lambda: Learned(model, view, self.levers), self.episodes)
         costs = mean_costs(outcomes)
         ratio = float(np.exp(np.mean(np.log([o.score.J for o in outcomes] / self._base))))
         self.run.log(step, {f"eval/{name}": v for name, v in costs.items()} | {"eval/ratio_to_start": ratio})
@@ -122,6 +121,7 @@ class Watch(BaseCallback):
             "step": int(model.num_timesteps),
             "seed": self.config.seed,
             "start": self.start,
+            "levers": None if self.levers is None else asdict(self.levers),
             "evaluation": evaluation,
         }
         tensors = model.policy.state_dict()

@@ -50,7 +50,7 @@ class RuntimeConfig:
     share_lossy: bool = False
     """Whether blocks of lossy lineage may be shared."""
     blocks: int = 4096
-    """Block slots: bounds the metadata, not the bytes."""
+    """Least block slots: metadata of so many blocks has room. Without a cap there are enough for all that is served."""
 
     def __post_init__(self) -> None:
         from pikv_runtime.ledger.setup import ROUTER_CODES  # which itself imports this module

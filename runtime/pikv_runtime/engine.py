@@ -7,9 +7,10 @@ decision is broadcast, in wall-clock mode with the time each iteration took.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,8 +26,10 @@ from pikv_runtime.models.segments import CacheView, ForwardResult, Segment
 from pikv_runtime.objective import LAMBDA1, LAMBDA2, Reference, Score, score
 from pikv_runtime.policy.base import Policy
 from pikv_runtime.profiles import load_profile
-from pikv_runtime.requests import Request, Workload
+from pikv_runtime.requests import Request, Workload, distinct_blocks
 from pikv_runtime.transport import LocalTransport, Transport
+
+PolicyLike = str | Path | Policy | Callable[[Telemetry], Control] | None
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Engine:
     Args:
         model: a Hugging Face MoE model, `"embedded"`, or a path.
         config: the runtime's configuration.
-        policy: a spec (`"lazy/h2o"`), a bundle's folder, an object with `decide`, or None: the configured ranker,
-            nothing lossy.
+        policy: a spec (`"lazy/h2o"`), a bundle's folder, an object with `decide`, a function from telemetry to control,
+            or None: the configured ranker, nothing lossy.
         ranks: logical ranks; played by this process unless `transport` says otherwise.
         clock: `"model"` (deterministic, from the profile) or `"wall"` (measured; idle time is skipped).
         profile: prices of the model clock, and of the policy's telemetry on either clock.
@@ -71,7 +74,7 @@ class Engine:
         self,
         model: Any,
         config: RuntimeConfig,
-        policy: str | Policy | None = None,
+        policy: PolicyLike = None,
         ranks: int = 1,
         *,
         clock: Literal["model", "wall"] = "model",
@@ -108,9 +111,14 @@ class Engine:
         if self.signals is not None:
             pages = max(pages, self.signals.tags.shape[2])
         shape = geometry_of_model(self.model).shape(self.config.page_tokens)
-        build = partial(L.build, self.config, shape, workload.classes, requests=len(requests), pages=pages)
-        self.ledger = build(ranks=self.transport.world, events=True)
-        scratch = build(ranks=self.transport.world)
+        build = partial(
+            L.build, shape=shape, classes=workload.classes, requests=len(requests), pages=pages,
+            ranks=self.transport.world,
+        )  # fmt: skip
+        # Without a cap, slots must not be one: neither in U nor here.
+        uncapped = replace(self.config, blocks=distinct_blocks(requests) + self.config.slots * pages + 1)
+        self.ledger = build(uncapped if self.config.cap_bytes is None else self.config, events=True)
+        scratch = build(uncapped)
         self.ledger.prices[0], self.ledger.lambdas[0] = self.prices, self.lambdas
         seed = int(getattr(workload, "seed", 0))
         L.load_requests(self.ledger, 0, requests, audit_seed=seed, audit_share=self.config.audit_share)
@@ -305,6 +313,11 @@ class Engine:
             preempted=int(s.req_preempted[0, q]),
         )
 
+    def refused(self) -> list[Request]:
+        """Requests that could never fit under the cap, turned away when they arrived."""
+        status = self.ledger.req_status[0, : len(self.requests)]
+        return [self.requests[q] for q in np.flatnonzero(status == Status.REFUSED).tolist()]
+
     def telemetry(self) -> Telemetry:
         """Telemetry of the last interval."""
         return self._telemetry
@@ -322,13 +335,33 @@ class Engine:
         return breakdown(self.ledger, 0, self.reference)
 
 
-def _policy(policy: str | Policy | None, config: RuntimeConfig) -> Policy:
+class _Function:
+    """A function from telemetry to control, as a policy."""
+
+    def __init__(self, function: Callable[[Telemetry], Control]) -> None:
+        self._function = function
+
+    def decide(self, telemetry: Telemetry, out: Control | None = None) -> Control:
+        """See `Policy.decide`."""
+        control = self._function(telemetry)
+        if out is None:
+            return control
+        np.copyto(out.groups, control.groups)
+        np.copyto(out.globals, control.globals)
+        return out
+
+
+def _policy(policy: PolicyLike, config: RuntimeConfig) -> Policy:
     if policy is None:
         from pikv_runtime.controllers import make_policy
 
         return make_policy(f"capped_exact/{config.ranker}")
-    if isinstance(policy, str):
+    if isinstance(policy, str | Path):
         from pikv_runtime.policy import load_policy
 
         return load_policy(policy)
-    return policy
+    if isinstance(policy, Policy):
+        return policy
+    if callable(policy):
+        return _Function(policy)
+    raise TypeError(f"policy={policy!r}: wanted a spec, a bundle's folder, an object with decide, or a function")

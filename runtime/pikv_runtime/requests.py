@@ -110,6 +110,14 @@ class RequestList:
             raise ValueError(f"workload {self.name!r}: {len(self.classes)} classes, the contract has {CLASSES}")
 
 
+def distinct_blocks(requests: Sequence[Request]) -> int:
+    """Blocks that a cache without a cap could hold in the end: distinct hashes of all requests."""
+    if not requests:
+        return 0
+    hashes = np.unique(np.concatenate([r.hash_ids for r in requests]))
+    return int(np.count_nonzero(hashes))
+
+
 def chain_hashes(token_ids: NDArray[np.int32], page_tokens: int, salts: Sequence[int] = ()) -> NDArray[np.int64]:
     """Hash-chained ids of the full blocks of `token_ids`, each bound to all tokens and salts before it.
 

@@ -37,12 +37,14 @@ def bundle(run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(run):
-    config = tiny_training()
+def learned(run):
+    config = tiny_training(learning_rate=0.02)
     pool = WorkloadPool(tiny_library(), config.env, 0)
-    model = training.build(config, pool, survey(config, pool))
+    found = survey(config, pool)
+    env, levers = training.saving_env(config, pool, found)
+    model = training.build(config, env, found, levers)
     model.policy.load_state_dict(load_checkpoint(run.run_dir / "checkpoints" / "last").tensors)
-    return model
+    return Learned(model, make_view("coef"), levers)
 
 
 def told_cases(run) -> list[Telemetry]:
@@ -57,13 +59,12 @@ def told_cases(run) -> list[Telemetry]:
 
 
 @pytest.mark.parametrize("runner", ["numpy", "native"])
-def test_runners_answer_as_the_learner_predicts(run, model, runner):
+def test_runners_answer_as_the_learner_predicts(run, learned, runner):
     network = load_checkpoint(run.run_dir / "checkpoints" / "last").network()
     try:
         mine = {"numpy": NumpyRunner, "native": NativeRunner}[runner](network)
     except NativeBuildError:
         pytest.skip("no C compiler")
-    learned = Learned(model, make_view("coef"))
     for told in told_cases(run):
         expected, answer = learned.decide(told), mine.decide(told)
         for part in ("groups", "globals"):

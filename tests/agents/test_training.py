@@ -102,11 +102,10 @@ def test_playing_the_start_saves_nothing(library):
     config = tiny_training()
     pool = WorkloadPool(library, config.env, 0)
     found = survey(config, pool)
-    model = training.build(config, pool, found)
-    env = model.get_env()
+    env, levers = training.saving_env(config, pool, found)
     env.set_options({"workload": 0, "pressure": float(found.levels[1])})
     env.reset()
-    action = encode_static(START, "coef", 32)
+    action = encode_static(START, "coef", 32)[list(levers.columns)]
     rewards = [env.step(np.tile(action, (4, 1)))[1] for _ in range(20)]
     np.testing.assert_allclose(rewards, 0.0, atol=1e-4)
     env.close()

@@ -52,6 +52,7 @@ class Evaluate(Command):
         from pikv_agents.evaluation import evaluate
         from pikv_agents.report import tables
         from pikv_agents.rollout import Suite
+        from pikv_agents.static_grid import QUICK_GRID, STATIC_GRID
 
         library = open_library(self.library)
         families = playable(self.families, library, "test")
@@ -63,6 +64,7 @@ class Evaluate(Command):
         try:
             found = evaluate(
                 label(self.policies), suite, families, range(self.seeds), self.pressure,
+                grid=QUICK_GRID if self.quick else STATIC_GRID,
                 headroom=known, runner=self.runner,
             )  # fmt: skip
         finally:

@@ -76,5 +76,5 @@ class Parity(Command):
             result["rows"] = b.pop("rows")
             result["level_b"] = b
             for name, value in b.items():
-                console.print(f"level B: {name} = {value:.4g}")
+                console.print(f"level B: {name} = {'too few pairs' if value is None else f'{value:.4g}'}")
         return result
