@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -86,14 +85,15 @@ def serve(
             }
             for s in served
         ],
+        "refused": [r.request_id for r in engine.refused()],
         "costs": costs,
     }
 
 
-def print_served(result: dict[str, Any], lines: Iterable[str] = ()) -> None:
+def print_served(result: dict[str, Any]) -> None:
     """A short account for people."""
     for request in result["requests"]:
         text = request["text"].replace("\n", "\\n")
         print(f"{request['id']:>4}  ttft {request['ttft_s']:.3f} s  tpot {request['tpot_s'] * 1e3:.1f} ms  {text[:80]}")
-    for line in lines:
-        print(line)
+    if result["refused"]:
+        print(f"refused, as they cannot fit under the cap: {', '.join(map(str, result['refused']))}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pikv_runtime.controllers import is_spec, make_policy
+from pikv_runtime.controllers import CONTROLLERS, is_spec, make_policy
 from pikv_runtime.policy.base import Policy
 from pikv_runtime.policy.bundle import Bundle, load_bundle
 from pikv_runtime.policy.golden import check_golden
@@ -18,6 +19,7 @@ from pikv_runtime.policy.native_runner import NativeRunner
 from pikv_runtime.policy.network import PolicyNetwork
 from pikv_runtime.policy.numpy_runner import NumpyRunner
 from pikv_runtime.policy.toolchain import NativeBuildError
+from pikv_runtime.rankers import RANKERS
 from pikv_runtime.registry import Registry
 
 _LOG = logging.getLogger("pikv")
@@ -90,4 +92,14 @@ def load_policy(
 
 def _is_path(text: str) -> bool:
     """Heuristics come first: a folder that is named like one is reached by './'."""
-    return not is_spec(text) and (os.sep in text or text.startswith((".", "~")) or Path(text).exists())
+    if is_spec(text):
+        return False
+    if text.startswith((".", "~", os.sep)) or Path(text).exists():
+        return True
+    return os.sep in text and not _is_misspelt(text)
+
+
+def _is_misspelt(text: str) -> bool:
+    """Whether a name with a slash, under which no folder is, was probably meant as `controller/ranker`."""
+    head, _, ranker = text.partition(os.sep)
+    return ranker in RANKERS or bool(difflib.get_close_matches(head.partition(":")[0], CONTROLLERS.names()))
