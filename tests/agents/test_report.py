@@ -231,9 +231,9 @@ def test_summaries_survive_json(summary, tmp_path):
     ("table", "words"),
     [
         (lambda s: tables.coverage(s["coverage"]), ["centroid", "63%"]),
-        (lambda s: tables.headroom(s["headroom"]), ["mooncake-chat", "static_tuned", "35%"]),
+        (lambda s: tables.headroom(s["headroom"]), ["mooncake-chat", "tuned", "35%"]),
         (lambda s: tables.evaluation(s["evaluation"]), ["learned", "reference", "counted families: needle"]),
-        (lambda s: tables.families(s["evaluation"]), ["regime-shift", "worst request"]),
+        (lambda s: tables.families(s["evaluation"]), ["regime-shift (test)", "worst"]),
         (lambda s: tables.live(s["live"]), ["2 rank(s)", "trace", "412", "yes"]),
     ],
 )
