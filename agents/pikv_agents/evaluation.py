@@ -33,6 +33,8 @@ RIVALS: dict[str, str] = {
 }
 """What a learned policy is compared with, besides static-global and static-tuned."""
 Runs = dict[str, list[Outcome]]
+ENV_FIELDS = ("profile", "geometry", "ranks", "horizon_s", "drain", "load")
+"""What of the environment an evaluation records, so that it can be repeated; the runtime is the default one."""
 
 
 def evaluate(
@@ -96,7 +98,11 @@ def evaluate(
         "iqm": _overall({label: tables[label] for label in counted_families({"families": rows})}),
         "oracle": _oracle(headroom),
         "roles": {label: "learned" for label in policies if _is_learned(policies[label])},
-        "meta": {"policies": {k: v for k, v in chosen.items() if isinstance(v, str)}, **(meta or {})},
+        "meta": {
+            "policies": {k: v for k, v in chosen.items() if isinstance(v, str)},
+            "env": {name: getattr(suite.config, name) for name in ENV_FIELDS},
+            **(meta or {}),
+        },
     }
 
 

@@ -13,7 +13,7 @@ from pikv_runtime.registry import UnknownNameError
 class TrainConfig:
     """One training run."""
 
-    env: EnvConfig = field(default_factory=EnvConfig)
+    env: EnvConfig = field(default_factory=lambda: EnvConfig(ranks=2))
     """Episodes: families, pressures, prices, control view."""
     learner: str = "ppo"
     """Name in `learners.LEARNERS`."""
@@ -23,11 +23,11 @@ class TrainConfig:
     """Lanes."""
     rollout: int = 128
     """Intervals of each lane between two updates."""
-    batch_size: int = 1024
+    batch_size: int = 512
     """Minibatch."""
     epochs: int = 6
     """Passes over a rollout."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4
     """Of Adam; falls linearly to a tenth."""
     gae_lambda: float = 0.98
     """Bias and variance of the advantage."""
@@ -41,7 +41,7 @@ class TrainConfig:
     """Model time after which a charge counts half: blocks come back after minutes."""
     levers: tuple[str, ...] = ("fan_out", "window", "cached_share", "cached_ratio", "compression_ratio.bias")
     """Actions of the coef view that are learned; the others stay where the start put them. Empty: all."""
-    noise: float = 0.2
+    noise: float = 0.25
     """First standard deviation of exploration, in units of the action (whose range is -1 to 1)."""
     caution: float = 0.15
     """Factor on it where an action loses fidelity for good: ratios, eviction."""

@@ -40,6 +40,8 @@ class Evaluate(Command):
     """Machine whose prices count."""
     geometry: str = "embedded"
     """Model that is priced."""
+    ranks: int = 2
+    """Ranks that pages are sharded over."""
     runner: str = "native"
     """Runner of bundles: native or numpy."""
     threads: int = 0
@@ -57,7 +59,7 @@ class Evaluate(Command):
         library = open_library(self.library)
         families = playable(self.families, library, "test")
         update, close = counted("evaluate")
-        env = environment(self.profile, self.geometry, self.quick, self.horizon_s,
+        env = environment(self.profile, self.geometry, self.quick, self.horizon_s, ranks=self.ranks,
                           families=playable((), library, "train"))  # fmt: skip
         suite = Suite(library, env, self.threads or default_threads(), update)
         known = None if self.headroom is None else json.loads(self.headroom.read_text(encoding="utf-8"))

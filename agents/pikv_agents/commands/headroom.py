@@ -32,6 +32,8 @@ class Headroom(Command):
     """Machine whose prices count."""
     geometry: str = "embedded"
     """Model that is priced."""
+    ranks: int = 2
+    """Ranks that pages are sharded over."""
     threads: int = 0
     """Threads; 0: one for each core."""
 
@@ -46,7 +48,7 @@ class Headroom(Command):
         library = open_library(self.library)
         families = playable(self.families, library)
         update, close = counted("headroom")
-        env = environment(self.profile, self.geometry, self.quick, self.horizon_s)
+        env = environment(self.profile, self.geometry, self.quick, self.horizon_s, ranks=self.ranks)
         suite = Suite(library, env, self.threads or default_threads(), update)
         if self.quick:
             pressures = self.pressure if self.pressure != Headroom.pressure else (2.0,)

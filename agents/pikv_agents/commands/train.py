@@ -38,6 +38,8 @@ class Train(Command):
     """Machine whose prices count."""
     geometry: str = "embedded"
     """Model that is priced."""
+    ranks: int = 2
+    """Ranks that pages are sharded over."""
     track: Literal["offline", "online", "disabled"] = "offline"
     """W&B; metrics.jsonl is written in any case."""
     group: str | None = None
@@ -58,7 +60,7 @@ class Train(Command):
         families = playable(self.families, library, "train")
         changes = {"learner": self.learner, "steps": self.steps, "start": self.start, "seed": self.seed}
         config = preset(self.preset, families, **{k: v for k, v in changes.items() if v is not None})
-        env = replace(config.env, control=self.control, profile=self.profile, geometry=self.geometry)
+        env = replace(config.env, control=self.control, profile=self.profile, geometry=self.geometry, ranks=self.ranks)
         config = replace(config, env=env, threads=self.threads or default_threads())
         result = train(
             config,
