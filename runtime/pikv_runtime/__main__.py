@@ -18,6 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--model", default="embedded", help="embedded, or a folder in Hugging Face format")
     serve.add_argument("--policy", default=None, help="a heuristic such as lazy/h2o, or a bundle's folder")
     serve.add_argument("--ranks", type=int, default=1, help="virtual ranks, where torchrun does not start real ones")
+    serve.add_argument("--device", default="cpu", help="cpu, or cuda (under torchrun one device per process, NCCL)")
     serve.add_argument("--clock", choices=("model", "wall"), default="wall")
     serve.add_argument("--read", choices=("exact", "sparse"), default="exact")
     serve.add_argument("--router", default="centroid", help="read-set router of sparse reading")
@@ -48,6 +49,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         ranks=arguments.ranks,
         clock=arguments.clock,
         config=config,
+        device=arguments.device,
     )
     if result["rank"] == 0:
         print_served(result)

@@ -27,6 +27,8 @@ def read_prompts(path: Path, encode: Any, page_tokens: int) -> RequestList:
             continue
         try:
             row = json.loads(line)
+            if not isinstance(row["prompt"], str):
+                raise TypeError(f"prompt={row['prompt']!r} is no string")
             ids = np.asarray(encode(row["prompt"]), np.int32)
             requests.append(_request(len(requests), row, ids, page_tokens))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -47,20 +49,30 @@ def _request(number: int, row: dict[str, Any], ids: np.ndarray, page_tokens: int
     )
 
 
-def join_ranks(ranks: int) -> Transport:
-    """The transport of this process: torch.distributed under torchrun, else virtual ranks in this process."""
+def join_ranks(ranks: int, device: str = "cpu") -> tuple[Transport, str]:
+    """The transport and the device of this process: torch.distributed under torchrun, else virtual ranks."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        return LocalTransport(ranks)
+        return LocalTransport(ranks), device
     import torch.distributed as dist
 
+    if device == "cuda":  # a device for each process of the machine
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(seconds=120))
-    return TorchDistTransport()
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=120))
+    return TorchDistTransport(device), device
 
 
 def serve(
-    prompts: Path, *, model: str, policy: str | None, ranks: int, clock: Literal["model", "wall"], config: RuntimeConfig
+    prompts: Path,
+    *,
+    model: str,
+    policy: str | None,
+    ranks: int,
+    clock: Literal["model", "wall"],
+    config: RuntimeConfig,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Serve all prompts of a file; returns texts, latencies and costs as one JSON object."""
     from pikv_runtime.engine import Engine
@@ -68,8 +80,8 @@ def serve(
 
     loaded, tokenizer = load_model(model)
     workload = read_prompts(prompts, tokenizer.encode, config.page_tokens)
-    transport = join_ranks(ranks)
-    engine = Engine(loaded, config, policy, clock=clock, transport=transport)
+    transport, device = join_ranks(ranks, device)
+    engine = Engine(loaded.to(device), config, policy, clock=clock, transport=transport)
     served = sorted(engine.run(workload), key=lambda done: done.request.request_id)
     costs = json.loads(engine.costs().to_json())
     return {
@@ -85,7 +97,7 @@ def serve(
             }
             for s in served
         ],
-        "refused": [r.request_id for r in engine.refused()],
+        "refused": sorted(r.request_id for r in engine.refused()),
         "costs": costs,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -156,8 +157,18 @@ def test_the_wall_clock_measures() -> None:
     assert tokens_of(served) == stock_tokens()
     assert all(done.ttft_s > 0 and done.tpot_s > 0 for done in served.values())
     timers = engine.timers
-    assert min(timers.forward_s, timers.tensors_s, timers.decision_s) > 0 and timers.decisions > 0
+    assert min(timers.forward_s, timers.tensors_s, timers.ledger_s, timers.decision_s) > 0 and timers.decisions > 0
     assert timers.forward_s < engine.ledger.clock_s[0]
+
+
+def test_a_slow_policy_costs_latency_on_the_wall_clock() -> None:
+    def slow(telemetry):
+        time.sleep(0.2)
+        return Control.neutral(len(telemetry.groups))
+
+    engine, served = run(RuntimeConfig(slots=4, blocks=128), slow, clock="wall")
+    assert engine.ledger.clock_s[0] >= engine.timers.decision_s >= 0.2 * engine.timers.decisions
+    assert served[0].ttft_s >= 0.2
 
 
 def test_a_limit_ends_the_run_and_charges_the_unserved() -> None:
