@@ -59,8 +59,8 @@ from pikv_runtime.ledger.drive import Bank, reference_run
 from pikv_runtime.profiles import load_geometry, load_profile
 from pikv_runtime.requests import BATCH, INTERACTIVE, Request
 requests = [Request(q, 0.1 * q, 40, 4, np.zeros(2, np.int64)) for q in range(3)]
-build = lambda: L.build(RuntimeConfig(slots=2, blocks=16), load_geometry().shape(16), (INTERACTIVE, BATCH), requests=3, pages=3)
-state, scratch = build(), build()
+config, shape = RuntimeConfig(slots=2, blocks=16), load_geometry().shape(16)
+state, scratch = (L.build(config, shape, (INTERACTIVE, BATCH), requests=3, pages=3) for _ in range(2))
 state.prices[0] = load_profile().prices()
 L.load_requests(state, 0, requests, audit_seed=0, audit_share=0.0)
 reference = reference_run(state, 0, Bank.empty(state.layers, 3), scratch, most_busy=1.0)
