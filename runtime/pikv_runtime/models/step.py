@@ -110,7 +110,8 @@ class Step:
     def _own_question(self, batch: OwnerBatch, layer: int, q: Tensor) -> Question:
         """The question of a batch to its own rank, read sets chosen; scores are observed on the way."""
         rows, view, scores, gate = len(batch.decode), self.view, None, None
-        sparse, observed = view.sparse and rows > 0, Observer.due(batch)
+        sparse = view.sparse and rows > 0 and view.fan_out < 1.0  # whoever reads everything need not choose
+        observed = Observer.due(batch)
         if observed or (sparse and ROUTERS[view.router].needs_gate):
             first = self._first[batch.owner]
             gate = self._gates.predicted(layer, slice(first, first + rows))
