@@ -7,10 +7,9 @@ decision is broadcast, in wall-clock mode with the time each iteration took.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,12 +23,11 @@ from pikv_runtime.ledger.drive import Bank, enforce, next_event_s, reference_run
 from pikv_runtime.ledger.state import NO_CAP, Status
 from pikv_runtime.models.segments import CacheView, ForwardResult, Segment
 from pikv_runtime.objective import LAMBDA1, LAMBDA2, Reference, Score, score
-from pikv_runtime.policy.base import Policy
+from pikv_runtime.policy.base import PolicyLike
+from pikv_runtime.policy.loading import as_policy
 from pikv_runtime.profiles import load_profile
 from pikv_runtime.requests import Request, Workload, distinct_blocks
 from pikv_runtime.transport import LocalTransport, Transport
-
-PolicyLike = str | Path | Policy | Callable[[Telemetry], Control] | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Engine:
             model = load_model(model)[0]
         self.model, self.config, self.clock = model, config, clock
         self.transport = transport if transport is not None else LocalTransport(ranks)
-        self.policy = _policy(policy, config)
+        self.policy = as_policy(policy, config.ranker)
         self.signals, self.lambdas = signals, lambdas
         self.prices = load_profile(profile).prices()
 
@@ -342,35 +340,3 @@ class Engine:
         from pikv_runtime.costs import breakdown
 
         return breakdown(self.ledger, 0, self.reference)
-
-
-class _Function:
-    """A function from telemetry to control, as a policy."""
-
-    def __init__(self, function: Callable[[Telemetry], Control]) -> None:
-        self._function = function
-
-    def decide(self, telemetry: Telemetry, out: Control | None = None) -> Control:
-        """See `Policy.decide`."""
-        control = self._function(telemetry)
-        if out is None:
-            return control
-        np.copyto(out.groups, control.groups)
-        np.copyto(out.globals, control.globals)
-        return out
-
-
-def _policy(policy: PolicyLike, config: RuntimeConfig) -> Policy:
-    if policy is None:
-        from pikv_runtime.controllers import make_policy
-
-        return make_policy(f"capped_exact/{config.ranker}")
-    if isinstance(policy, str | Path):
-        from pikv_runtime.policy import load_policy
-
-        return load_policy(policy)
-    if isinstance(policy, Policy):
-        return policy
-    if callable(policy):
-        return _Function(policy)
-    raise TypeError(f"policy={policy!r}: wanted a spec, a bundle's folder, an object with decide, or a function")

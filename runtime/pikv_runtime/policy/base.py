@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from pikv_runtime.contract import Control, Telemetry
@@ -18,3 +20,7 @@ class Policy(Protocol):
         may hold NaN or ask for what is not legal: `clip_control` and the cache deal with that.
         """
         ...
+
+
+PolicyLike = str | os.PathLike[str] | Policy | Callable[[Telemetry], Control] | None
+"""What may stand for a policy: a spec, a bundle's folder, an object that decides, a function, or nothing."""

@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from pikv_runtime.contract import Control, Telemetry
 from pikv_runtime.controllers import CONTROLLERS, is_spec, make_policy
-from pikv_runtime.policy.base import Policy
+from pikv_runtime.policy.base import Policy, PolicyLike
 from pikv_runtime.policy.bundle import Bundle, load_bundle
 from pikv_runtime.policy.golden import check_golden
 from pikv_runtime.policy.guard import Guard, GuardLimits
@@ -88,6 +89,39 @@ def load_policy(
         _LOG.error("bundle %s refused, %s decides: %s", path_or_spec, heuristic.name, error)
         return heuristic
     return Guard(policy, heuristic, limits) if guard else policy
+
+
+class _Function:
+    """A function from telemetry to control, as a policy."""
+
+    def __init__(self, function: Callable[[Telemetry], Control]) -> None:
+        self._function = function
+
+    def decide(self, telemetry: Telemetry, out: Control | None = None) -> Control:
+        """See `Policy.decide`."""
+        control = self._function(telemetry)
+        if out is None:
+            return control
+        out.groups[:], out.globals[:] = control.groups, control.globals
+        return out
+
+
+def as_policy(policy: PolicyLike, ranker: str) -> Policy:
+    """The policy that `policy` stands for; None: nothing lossy, in the order of `ranker`.
+
+    Raises:
+        BundleError, UnknownNameError: See `load_policy`.
+        TypeError: Nothing that decides.
+    """
+    if policy is None:
+        return make_policy(f"capped_exact/{ranker}")
+    if isinstance(policy, str | os.PathLike):
+        return load_policy(policy)
+    if isinstance(policy, Policy):
+        return policy
+    if callable(policy):
+        return _Function(policy)
+    raise TypeError(f"policy={policy!r}: wanted a spec, a bundle's folder, an object with decide, or a function")
 
 
 def _is_path(text: str) -> bool:
