@@ -58,8 +58,8 @@ class QuickstartConfig:
     """Working set over cap, in evaluation and live run."""
     seeds: int = 5
     """Workloads of the evaluation."""
-    live_load: float = 0.3
-    live_horizon_s: float = 20.0
+    live_load: float = 0.12
+    live_horizon_s: float = 40.0
     ranks: int = 2
     seed: int = 0
     track: str = "offline"

@@ -26,9 +26,9 @@ class Run(Command):
     """Workload family."""
     pressure: float = 2.0
     """Working set over the cap."""
-    load: float = 0.3
+    load: float = 0.12
     """Share of compute that the workload offers, by the profile."""
-    horizon_s: float = 30.0
+    horizon_s: float = 40.0
     """Seconds of arrivals."""
     ranks: int = 2
     """Ranks, each a process."""
