@@ -167,8 +167,12 @@ def meta(device: torch.device) -> dict[str, Any]:
         commit = None
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)}
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"machine": f"{gpu}, {platform.node()}", "date": date, "commit": commit, "versions": versions}
+    return {
+        "machine": f"{gpu}, {platform.node()}",
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "versions": versions,
+    }
 
 
 def main() -> int:
