@@ -11,6 +11,7 @@ import argparse
 import datetime
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -97,12 +98,11 @@ def check_kernels(rows: Rows, device: torch.device) -> None:
 
 
 def time_kernels(rows: Rows, device: torch.device) -> None:
-    for count, pages in SHAPES[device.type]:
-        for codec in CODECS:
-            case = attention_case((codec,), torch.bfloat16, count, pages, device)
-            reference = median_us(lambda case=case: torch_paged_decode(*case, mass=False), device, 10)
-            kernel = median_us(lambda case=case: paged_decode_attention(*case), device)
-            rows.add(f"decode attention, {codec}, {count} rows x {pages} pages", kernel, "us", reference)
+    for (count, pages), codec in itertools.product(SHAPES[device.type], CODECS):
+        case = attention_case((codec,), torch.bfloat16, count, pages, device)
+        reference = median_us(lambda case=case: torch_paged_decode(*case, mass=False), device, 10)
+        kernel = median_us(lambda case=case: paged_decode_attention(*case), device)
+        rows.add(f"decode attention, {codec}, {count} rows x {pages} pages", kernel, "us", reference)
 
 
 def stock_tokens(model: Any, prompts: np.ndarray) -> tuple[list[list[int]], float]:
@@ -124,7 +124,7 @@ def check_engine(rows: Rows, device: torch.device) -> None:
     prompts = np.frombuffer(text, np.uint8).astype(np.int32).reshape(REQUESTS, PROMPT_TOKENS)
     stock, stock_ms = stock_tokens(model, prompts)
     size, nothing = (PROMPT_TOKENS, OUTPUT_TOKENS), np.zeros((PROMPT_TOKENS + OUTPUT_TOKENS) // 16, np.int64)
-    requests = [Request(q, 0.0, *size, nothing, prompt_ids=prompt) for q, prompt in enumerate(prompts)]
+    requests = (Request(q, 0.0, *size, nothing, prompt_ids=prompt) for q, prompt in enumerate(prompts))
     workload = RequestList("check", 1.0, tuple(requests))
     for ranks in (1, 2):
         engine = Engine(model, RuntimeConfig(slots=REQUESTS, blocks=256), ranks=ranks, clock="wall")
@@ -167,12 +167,8 @@ def meta(device: torch.device) -> dict[str, Any]:
         commit = None
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)}
-    return {
-        "machine": f"{gpu}, {platform.node()}",
-        "date": datetime.date.today().isoformat(),
-        "commit": commit,
-        "versions": versions,
-    }
+    date = datetime.date.today().isoformat()
+    return {"machine": f"{gpu}, {platform.node()}", "date": date, "commit": commit, "versions": versions}
 
 
 def main() -> int:
