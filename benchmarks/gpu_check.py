@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -68,7 +67,7 @@ def median_us(call: Callable[[], Any], device: torch.device, repeats: int = 30) 
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e3)
-    return statistics.median(times)
+    return float(np.median(times))
 
 
 def attention_case(codecs: tuple[str, ...], dtype: torch.dtype, rows: int, pages: int, device: torch.device) -> tuple:
