@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pikv_env.config import EnvConfig
 from pikv_env.pool import Prepared, WorkloadPool
-from pikv_env.snapshot import LaneState, restore_lane, save_lane
+from pikv_env.snapshot import OWN, LaneState, restore_lane, save_lane
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import GLOBAL_CONTROLS, GLOBAL_FEATURES, GROUP_CONTROLS, GROUP_FEATURES, Control
 from pikv_runtime.ledger import Tally, clear, close, copy_requests, write_telemetry
@@ -162,11 +162,14 @@ class TraceBatch:
 
     def get_state(self, i: int) -> LaneState:
         """A copy of lane `i`, from which `set_state` continues identically."""
-        return save_lane(self, i)
+        return save_lane(i, self.state, self._own(), self.rngs[i])
 
     def set_state(self, i: int, state: LaneState) -> None:
         """Continue lane `i` from `state`; raises ValueError where it comes from another pool."""
-        restore_lane(self, i, state)
+        restore_lane(i, state, self.state, self._own(), self.rngs[i])
+
+    def _own(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in OWN}
 
     def close(self) -> None:
         """Stop the threads."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from pikv_env.batch import TraceBatch
+from pikv_runtime.ledger import Ledger
 
-_OWN = (
+OWN = (
     "groups", "globals", "control_groups", "control_globals", "done", "limit_s", "before", "scale", "parts",
     "workload", "pressure", "elapsed",
 )  # fmt: skip
-"""Arrays of the batch itself whose leading axis is the lane."""
+"""Arrays of a batch itself whose leading axis is the lane."""
+
+Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,37 +32,37 @@ class LaneState:
     rng: dict[str, Any] = field(repr=False)
 
 
-def lane_arrays(batch: TraceBatch) -> dict[str, NDArray[Any]]:
+def lane_arrays(ledger: Ledger) -> dict[str, NDArray[Any]]:
     """The ledger's arrays whose leading axis is the lane, by name."""
     shared = {"layer_group", "codec_bytes"}
     return {
         name: value
-        for name, value in batch.state._asdict().items()
+        for name, value in ledger._asdict().items()
         if isinstance(value, np.ndarray) and name not in shared and not name.startswith("class_")
     }
 
 
-def save_lane(batch: TraceBatch, i: int) -> LaneState:
-    """A copy of lane `i`."""
+def save_lane(i: int, ledger: Ledger, own: Arrays, rng: np.random.Generator) -> LaneState:
+    """A copy of lane `i`; `own` are the batch's arrays by the names of `OWN`."""
     return LaneState(
-        {name: value[i].copy() for name, value in lane_arrays(batch).items()},
-        {name: np.array(getattr(batch, name)[i]) for name in _OWN},
-        dict(batch.rngs[i].bit_generator.state),
+        {name: value[i].copy() for name, value in lane_arrays(ledger).items()},
+        {name: np.array(value[i]) for name, value in own.items()},
+        dict(rng.bit_generator.state),
     )
 
 
-def restore_lane(batch: TraceBatch, i: int, state: LaneState) -> None:
+def restore_lane(i: int, state: LaneState, ledger: Ledger, own: Arrays, rng: np.random.Generator) -> None:
     """Put lane `i` back into `state`, which stays usable.
 
     Raises:
         ValueError: the state comes from a batch of another size; nothing is changed.
     """
-    arrays = lane_arrays(batch)
+    arrays = lane_arrays(ledger)
     wrong = [n for n, a in arrays.items() if n not in state.ledger or state.ledger[n].shape != a[i].shape]
     if wrong:
         raise ValueError(f"the state is of a batch over another pool: {wrong[0]} differs in shape")
     for name, value in arrays.items():
         value[i] = state.ledger[name]
-    for name in _OWN:
-        getattr(batch, name)[i] = state.own[name]
-    batch.rngs[i].bit_generator.state = state.rng
+    for name, value in own.items():
+        value[i] = state.own[name]
+    rng.bit_generator.state = state.rng

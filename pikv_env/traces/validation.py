@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pikv_env.traces.arrays import TraceArrays
 from pikv_runtime.requests import chain_hashes
-
-if TYPE_CHECKING:
-    from pikv_env.traces.library import TraceLibrary
 
 SUM_TOLERANCE = 1e-3
 NUM_CODECS = 4
@@ -20,7 +18,7 @@ class TraceError(ValueError):
     """A trace library or trace file that cannot be used; the message gives the reason."""
 
 
-def check_shapes(library: TraceLibrary) -> None:
+def check_shapes(library: TraceArrays) -> None:
     """Raise TraceError where dimensions disagree."""
     for name in ("page_tokens", "observe_tokens", "layers", "experts"):
         value = getattr(library, name)
@@ -50,7 +48,7 @@ def check_shapes(library: TraceLibrary) -> None:
             raise TraceError(f"{name} has shape {array.shape}, expected ({c}, …)")
 
 
-def check_library(library: TraceLibrary) -> None:
+def check_library(library: TraceArrays) -> None:
     """Raise TraceError with the first reason why the values of a library cannot be true."""
     check_shapes(library)
     _check_rows(library)
@@ -68,7 +66,7 @@ def _refuse(bad: NDArray[np.bool_], what: str) -> None:
         raise TraceError(f"content {int(np.argwhere(bad)[0][0])}: {what}")
 
 
-def _check_rows(library: TraceLibrary) -> None:
+def _check_rows(library: TraceArrays) -> None:
     """Lengths, family numbers and capacities of the padded axes."""
     prompt, total = library.prompt_tokens, library.total_tokens
     _refuse((prompt < 1) | (library.output_tokens < 1), "prompt_tokens and output_tokens must be at least 1")
@@ -86,7 +84,7 @@ def _check_rows(library: TraceLibrary) -> None:
         _refuse(total > library.token_ids.shape[1], f"{library.token_ids.shape[1]} token ids are too few")
 
 
-def _check_numbers(library: TraceLibrary) -> None:
+def _check_numbers(library: TraceArrays) -> None:
     """Finite everywhere, and no negative mass, gate or error."""
     for name in ("mass", "score", "gate", "error"):
         array: NDArray[Any] = getattr(library, name)
@@ -96,7 +94,7 @@ def _check_numbers(library: TraceLibrary) -> None:
     _refuse(library.error[..., 0] != 0, "error of the native codec must be 0")
 
 
-def _check_attention(library: TraceLibrary) -> None:
+def _check_attention(library: TraceArrays) -> None:
     """Mass and gate sum to 1 in each observation, and no mass lies beyond the context."""
     seen = np.arange(library.mass.shape[1]) < library.observations[:, None]  # (C, O)
     for name in ("mass", "gate"):
@@ -111,7 +109,7 @@ def _check_attention(library: TraceLibrary) -> None:
     _refuse(beyond[:, :, None, :] & (library.mass > 0), "mass on a page beyond the context")
 
 
-def _check_tags(library: TraceLibrary) -> None:
+def _check_tags(library: TraceArrays) -> None:
     """Full pages carry an expert; the last, open one may carry -1."""
     page = np.arange(library.tags.shape[2])
     full = (page < library.num_blocks[:, None])[:, None, :]
@@ -120,7 +118,7 @@ def _check_tags(library: TraceLibrary) -> None:
     _refuse(bad, f"tag out of range, allowed 0..{library.experts - 1} on full pages")
 
 
-def _check_tokens(library: TraceLibrary) -> None:
+def _check_tokens(library: TraceArrays) -> None:
     """Token ids are not negative inside the content and -1 after it."""
     if library.token_ids is None:
         return
@@ -129,7 +127,7 @@ def _check_tokens(library: TraceLibrary) -> None:
     _refuse(~inside & (library.token_ids != -1), "token ids after the content must be -1")
 
 
-def _check_chain(library: TraceLibrary) -> None:
+def _check_chain(library: TraceArrays) -> None:
     """The chain is positive on full blocks, zero after them, and follows from the tokens where known."""
     inside = np.arange(library.chain.shape[1]) < library.num_blocks[:, None]
     _refuse(inside & (library.chain < 1), "chain hash missing on a full block")
@@ -142,7 +140,7 @@ def _check_chain(library: TraceLibrary) -> None:
             raise TraceError(f"content {row}: chain does not follow from token_ids")
 
 
-def _check_sharing(library: TraceLibrary) -> None:
+def _check_sharing(library: TraceArrays) -> None:
     """Rows agree with their document's first row, or the previous turn, over their shared full blocks."""
     columns = np.stack([library.family_of, library.group_of, library.turn_of], axis=1)
     keys: list[list[int]] = columns.tolist()
