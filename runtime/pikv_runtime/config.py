@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+ROUTER_CODES = {"all": 0, "gate": 1, "centroid": 2}
+"""Routers by the number that the ledger knows them by."""
+
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     from pikv_runtime.registry import UnknownNameError
@@ -53,8 +56,6 @@ class RuntimeConfig:
     """Least block slots: metadata of so many blocks has room. Without a cap there are enough for all that is served."""
 
     def __post_init__(self) -> None:
-        from pikv_runtime.ledger.setup import ROUTER_CODES  # which itself imports this module
-
         _choice("layout", self.layout, ("position",))
         _choice("read", self.read, ("exact", "sparse"))
         _choice("top-rung codec", self.codec, ("native", "bf16"))

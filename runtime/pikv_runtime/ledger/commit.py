@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pikv_runtime.contract import GlobalControl
-from pikv_runtime.ledger.blocks import fill, release
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.pages import seal
-from pikv_runtime.ledger.schedule import tpot_rate, ttft_rate
+from pikv_runtime.ledger.references import fill, seal
+from pikv_runtime.ledger.schedule import retire, tpot_rate, ttft_rate
 from pikv_runtime.ledger.state import F4, I1, Ledger, Status, Tally
-from pikv_runtime.ledger.utility import always_on
+from pikv_runtime.ledger.utility import window_start
 
 
 @jit
@@ -48,9 +47,9 @@ def filled_pages(s: Ledger, i: int, r: int) -> tuple[int, int]:
 @jit
 def seal_outside(s: Ledger, i: int, r: int) -> None:
     """Seal every full page of a decoding slot that has left the always-on set."""
-    for p in range(s.slot_pages[i, r]):
+    for p in range(s.sink_pages, window_start(s, i, r)):
         block = s.page_block[i, r, p]
-        if s.block_full[i, block] == 1 and s.block_sealed[i, block] == 0 and not always_on(s, i, r, p):
+        if s.block_full[i, block] == 1 and s.block_sealed[i, block] == 0:
             seal(s, i, block)
 
 
@@ -70,7 +69,7 @@ def _finish(s: Ledger, i: int, r: int) -> None:
     s.req_finish_s[i, q] = s.clock_s[i]
     s.decode_rate[i] -= tpot_rate(s, i, q)
     s.unfinished[i] -= 1
-    release(s, i, r)
+    retire(s, i, r)
 
 
 @jit
@@ -99,7 +98,11 @@ def commit(s: Ledger, i: int, dt_s: float) -> None:
     advance(s, i, dt_s)
     s.tally[i, Tally.ITERATIONS] += 1
     s.tally[i, Tally.BUSY_S] += dt_s
-    for r in range(s.slot_request.shape[1]):
-        if s.slot_request[i, r] >= 0 and s.slot_plan[i, r] > 0:
+    k = 0
+    while k < s.running_count[i]:
+        r = s.running[i, k]
+        if s.slot_plan[i, r] > 0:
             _commit_slot(s, i, r)
         s.slot_plan[i, r] = 0
+        if s.slot_request[i, r] >= 0:  # else it finished, and the next one has moved up
+            k += 1

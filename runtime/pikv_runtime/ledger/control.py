@@ -5,140 +5,176 @@ from __future__ import annotations
 import numpy as np
 
 from pikv_runtime.contract import GlobalControl, GroupControl
-from pikv_runtime.ledger.blocks import evict_page
 from pikv_runtime.ledger.commit import seal_outside
+from pikv_runtime.ledger.heap import heapify, pop
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.pages import next_rung, recode
-from pikv_runtime.ledger.pressure import evict_cached, may_demote
+from pikv_runtime.ledger.order import by_group, decode_page, demote, evictable_pages, next_rung, stored_bytes
+from pikv_runtime.ledger.pages import recode
+from pikv_runtime.ledger.references import evict_page
 from pikv_runtime.ledger.state import F8, I8, Ledger, Tally
-from pikv_runtime.ledger.utility import decoding, ordered_pages, refresh_victims
+from pikv_runtime.ledger.utility import block_utility, decoding
+from pikv_runtime.ledger.victims import age_victims, evict_cached
+
+ROUNDING = 1e-6  # bytes
 
 
 @jit
-def _group_of(s: Ledger, i: int, block: int, layer: int) -> int:
-    tag = s.block_tag[i, block, layer]
-    return tag * s.layer_groups + s.layer_group[layer] if tag >= 0 else -1
-
-
-@jit
-def _group_bytes(s: Ledger, i: int, order: I8) -> tuple[F8, F8]:
-    """Stored and bf16 bytes of the evictable pages, by group."""
-    groups = s.control_groups.shape[1]
-    stored = np.zeros(groups)
-    dense = np.zeros(groups)
-    pages, layers = s.page_block.shape[2], s.layers
-    for code in order:
-        block = s.page_block[i, code // layers // pages, code // layers % pages]
-        g = _group_of(s, i, block, code % layers)
-        if g >= 0:
-            stored[g] += s.codec_bytes[s.block_codec[i, block, code % layers]]
-            dense[g] += s.bf16_bytes
-    return stored, dense
-
-
-@jit
-def _evict_live(s: Ledger, i: int, order: I8, stored: F8, dense: F8) -> None:
-    """Free `evict_fraction` of each group's evictable live bytes, lowest utility first."""
-    pages, layers = s.page_block.shape[2], s.layers
-    quota = stored * s.control_groups[i, :, GroupControl.EVICT_FRACTION]
-    for code in order:
-        r, p, layer = code // layers // pages, code // layers % pages, code % layers
-        block = s.page_block[i, r, p]
-        g = _group_of(s, i, block, layer)
-        if g < 0:
-            continue
-        size = s.codec_bytes[s.block_codec[i, block, layer]]
-        if size > quota[g]:
-            continue
-        quota[g] -= size
-        stored[g] -= size
-        dense[g] -= s.bf16_bytes
+def _evict_group(s: Ledger, i: int, g: int, values: F8, codes: I8) -> int:
+    """Free the asked share of group `g`'s bytes, lowest utility first, to within one page. Returns how many remain
+    of the heap (`values`, `codes`)."""
+    quota = 0.0
+    for j in range(codes.shape[0]):
+        quota += stored_bytes(s, i, codes[j])
+    quota *= s.control_groups[i, g, GroupControl.EVICT_FRACTION]
+    count = codes.shape[0]
+    while count > 0:
+        size = stored_bytes(s, i, codes[0])
+        if size > quota:
+            break
+        quota -= size
+        r, p, layer = decode_page(pop(values, codes, count))
+        count -= 1
         evict_page(s, i, r, p, layer)
+    return count
 
 
 @jit
-def _compress_live(s: Ledger, i: int, order: I8, stored: F8, dense: F8) -> None:
-    """Demote, lowest utility first and one rung a pass, until each group's mean ratio reaches what was asked."""
-    pages, layers = s.page_block.shape[2], s.layers
-    for _ in range(s.codec_bytes.shape[0]):
-        for code in order:
-            r, p, layer = code // layers // pages, code // layers % pages, code % layers
-            block = s.page_block[i, r, p]
-            g = _group_of(s, i, block, layer)
-            if g < 0 or s.page_live[i, r, p, layer] == 0:
-                continue
-            if stored[g] * s.control_groups[i, g, GroupControl.COMPRESSION_RATIO] <= dense[g]:
-                continue
-            codec = s.block_codec[i, block, layer]
-            rung = next_rung(s, codec)
-            if rung < 0 or not may_demote(s, i, block):
-                continue
-            stored[g] -= s.codec_bytes[codec] - s.codec_bytes[rung]
-            recode(s, i, block, layer, rung)
+def _compress_group(s: Ledger, i: int, g: int, values: F8, codes: I8, count: int) -> bool:
+    """Demote, lowest utility first and one rung a pass, until the mean ratio of the heap's `count` pages reaches what
+    was asked of group `g`. Returns whether it does, to within one page."""
+    stored = 0.0
+    for j in range(count):
+        stored += stored_bytes(s, i, codes[j])
+    target = count * s.bf16_bytes / s.control_groups[i, g, GroupControl.COMPRESSION_RATIO]
+    for rung_pass in range(s.codec_bytes.shape[0]):
+        for j in range(count - 1, -1, -1):
+            if stored <= target + ROUNDING:
+                return True
+            # The first pass pops the heap; what was popped lies behind it in order, for the passes after it.
+            code = pop(values, codes, j + 1) if rung_pass == 0 else codes[j]
+            stored -= demote(s, i, code)
+    return stored <= target + s.codec_bytes[s.top_codec]
 
 
 @jit
-def _count_vetoes(s: Ledger, i: int, stored: F8, dense: F8) -> None:
-    """Groups whose asked ratio the ladder could not reach (by more than one page)."""
-    for g in range(stored.shape[0]):
-        if dense[g] <= 0.0:
+def _asks(s: Ledger, i: int) -> bool:
+    """Whether the control asks anything lossy of any group."""
+    for g in range(s.control_groups.shape[1]):
+        if s.control_groups[i, g, GroupControl.EVICT_FRACTION] > 0.0:
+            return True
+        if s.control_groups[i, g, GroupControl.COMPRESSION_RATIO] > 1.0:
+            return True
+    return False
+
+
+@jit
+def _busy_groups(s: Ledger, i: int, codes: I8, groups: I8) -> I8:
+    """Evictable pages of every group (N + 1,) in which the control frees something; 0 for the others."""
+    held = np.zeros(s.control_groups.shape[1] + 1, np.int64)
+    stored = np.zeros(held.shape[0])
+    for j in range(codes.shape[0]):
+        held[groups[j]] += 1
+        stored[groups[j]] += stored_bytes(s, i, codes[j])
+    least = s.codec_bytes[s.codec_bytes.shape[0] - 1]
+    for g in range(held.shape[0] - 1):
+        evicts = stored[g] * s.control_groups[i, g, GroupControl.EVICT_FRACTION] >= least
+        target = held[g] * s.bf16_bytes / s.control_groups[i, g, GroupControl.COMPRESSION_RATIO]
+        if held[g] > 0:
+            s.tally[i, Tally.ASKED] += 1
+        if not evicts and stored[g] <= target + ROUNDING:
+            held[g] = 0
+    held[held.shape[0] - 1] = 0  # untagged
+    return held
+
+
+@jit
+def _steer_live(s: Ledger, i: int) -> None:
+    """Evict and compress as the groups' controls ask."""
+    codes, groups = evictable_pages(s, i)
+    values, ordered, start = by_group(s, i, codes, groups, _busy_groups(s, i, codes, groups))
+    for g in range(start.shape[0] - 2):
+        if start[g] == start[g + 1]:
             continue
-        s.tally[i, Tally.ASKED] += 1
-        asked = dense[g] / s.control_groups[i, g, GroupControl.COMPRESSION_RATIO]
-        if stored[g] > asked + s.codec_bytes[s.top_codec]:
+        heap, named = values[start[g] : start[g + 1]], ordered[start[g] : start[g + 1]]
+        heapify(heap, named, named.shape[0])
+        count = _evict_group(s, i, g, heap, named)
+        if not _compress_group(s, i, g, heap, named, count):
             s.tally[i, Tally.VETOES] += 1
+
+
+@jit
+def _heap_cached(s: Ledger, i: int, values: F8, blocks: I8) -> int:
+    """List the cached blocks that have a rung below as a heap. Returns how many."""
+    count = 0
+    for j in range(s.cached_count[i]):
+        block = s.cached_list[i, j]
+        for layer in range(s.layers):
+            if next_rung(s, s.block_codec[i, block, layer]) >= 0:
+                blocks[count] = block
+                values[count] = block_utility(s, i, block)
+                count += 1
+                break
+    heapify(values, blocks, count)
+    return count
+
+
+@jit
+def _demote_block(s: Ledger, i: int, block: int) -> int:
+    """Demote every page of a block by one rung. Returns the bytes freed."""
+    freed = 0
+    for layer in range(s.layers):
+        codec = s.block_codec[i, block, layer]
+        rung = next_rung(s, codec)
+        if rung >= 0:
+            freed += s.codec_bytes[codec] - s.codec_bytes[rung]
+            recode(s, i, block, layer, rung)
+    return freed
 
 
 @jit
 def _compress_cached(s: Ledger, i: int) -> None:
     """Demote cached blocks, lowest utility first, until their mean ratio reaches `cached_ratio`."""
-    ratio = s.control_globals[i, GlobalControl.CACHED_RATIO]
-    if ratio <= 1.0:
+    stored = float(_cached(s, i))
+    pages = float(s.cached_count[i] * s.layers)
+    least = pages * s.codec_bytes[s.codec_bytes.shape[0] - 1]
+    target = max(least, pages * s.bf16_bytes / s.control_globals[i, GlobalControl.CACHED_RATIO])
+    if stored <= target or s.control_globals[i, GlobalControl.CACHED_RATIO] <= 1.0:
         return
-    refresh_victims(s, i)
-    count = s.victim_next[i, 1]
-    stored = float(s.cached_bytes[i].sum())
-    dense = float(count * s.layers * s.bf16_bytes)
-    for _ in range(s.codec_bytes.shape[0]):
-        for j in range(count):
-            if stored * ratio <= dense:
+    values, blocks = np.empty(s.cached_count[i], np.float64), np.empty(s.cached_count[i], np.int64)
+    count = _heap_cached(s, i, values, blocks)
+    for rung_pass in range(s.codec_bytes.shape[0]):
+        for j in range(count - 1, -1, -1):
+            if stored <= target:
                 return
-            block = s.victims[i, j]
-            for layer in range(s.layers):
-                codec = s.block_codec[i, block, layer]
-                rung = next_rung(s, codec)
-                if rung >= 0:
-                    stored -= s.codec_bytes[codec] - s.codec_bytes[rung]
-                    recode(s, i, block, layer, rung)
+            block = pop(values, blocks, j + 1) if rung_pass == 0 else blocks[j]
+            stored -= _demote_block(s, i, block)
+
+
+@jit
+def _cached(s: Ledger, i: int) -> int:
+    total = 0
+    for rank in range(s.ranks):
+        total += s.cached_bytes[i, rank]
+    return total
 
 
 @jit
 def _limit_cached(s: Ledger, i: int) -> None:
     limit = s.control_globals[i, GlobalControl.CACHED_SHARE] * float(s.cap_bytes[i]) * s.ranks
-    while s.cached_bytes[i].sum() > limit:
-        if not evict_cached(s, i, -1):
-            return
+    while _cached(s, i) > limit and evict_cached(s, i):
+        pass
 
 
 @jit
 def apply_control(s: Ledger, i: int) -> None:
     """Put the control in `control_groups` and `control_globals` (legal already) into force."""
-    for r in range(s.slot_request.shape[1]):
+    for k in range(s.running_count[i]):
+        r = s.running[i, k]
         if decoding(s, i, r):
             s.slot_dirty[i, r] = 1  # the window may have changed
             seal_outside(s, i, r)
-    s.victim_next[i, 1] = 0  # block utilities may weigh otherwise now
-    lossy = False
-    for g in range(s.control_groups.shape[1]):
-        if s.control_groups[i, g, GroupControl.EVICT_FRACTION] > 0.0:
-            lossy = True
-        if s.control_groups[i, g, GroupControl.COMPRESSION_RATIO] > 1.0:
-            lossy = True
-    if lossy:
-        order = ordered_pages(s, i)
-        stored, dense = _group_bytes(s, i, order)
-        _evict_live(s, i, order, stored, dense)
-        _compress_live(s, i, order, stored, dense)
-        _count_vetoes(s, i, stored, dense)
+    age_victims(s, i)
+    if _asks(s, i):
+        _steer_live(s, i)
     _compress_cached(s, i)
     _limit_cached(s, i)

@@ -130,7 +130,7 @@ def reference_run(s: Ledger, lane: int, bank: Bank, scratch: Ledger, most_busy: 
     exact = scratch._replace(sparse=0, codec_bytes=_plain_bytes(s))
     live = np.zeros(2)
     _run_all(exact, 0, bank, live)
-    n = int(s.num_requests[lane])
+    n = s.num_requests[lane]
     charges = np.zeros(s.req_arrival_s.shape[1])
     request_charges(exact, 0, charges)
     weights = s.class_fidelity[s.req_class[lane, :n]] * s.req_audited[lane, :n]

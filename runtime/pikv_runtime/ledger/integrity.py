@@ -23,6 +23,7 @@ def check_integrity(s: Ledger, i: int = 0) -> None:
     _check_references(s, i)
     _check_bytes(s, i)
     _check_index(s, i)
+    _check_lists(s, i)
 
 
 def _check_blocks(s: Ledger, i: int) -> None:
@@ -94,3 +95,19 @@ def _check_index(s: Ledger, i: int) -> None:
         _demand(bool((s.block_codec[i, b] >= 0).all()), f"indexed block {b} is not whole")
         exact = s.block_exact[i, b] == 1 or s.share_lossy == 1
         _demand(bool(exact), f"block {b} of lossy lineage is shareable")
+
+
+def _check_lists(s: Ledger, i: int) -> None:
+    running = s.running[i, : s.running_count[i]].tolist()
+    busy = np.flatnonzero(s.slot_request[i] >= 0)
+    order = busy[np.argsort(s.slot_request[i, busy])].tolist()
+    _demand(running == order, f"running {running}, occupied in order of arrival {order}")
+    cached = s.cached_list[i, : s.cached_count[i]]
+    _demand(set(cached.tolist()) == set(np.flatnonzero(s.block_cached[i]).tolist()), "cached blocks are not listed")
+    _demand(bool((s.block_place[i, cached] == np.arange(len(cached))).all()), "a cached block is out of its place")
+    indexed = np.flatnonzero(s.block_hash[i])
+    for b in indexed:
+        of = (s.block_parent[i, indexed] == s.block_hash[i, b]) & (s.block_linked[i, indexed] == s.block_serial[i, b])
+        _demand(
+            int(of.sum()) == s.block_children[i, b], f"block {b}: {of.sum()} children, {s.block_children[i, b]} counted"
+        )

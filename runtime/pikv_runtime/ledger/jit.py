@@ -18,5 +18,6 @@ except ImportError:  # GPU servers: one lane, a few thousand pages; plain Python
 def jit(function: F) -> F:
     """Compile `function` in nopython mode, releasing the GIL, cached on disk; identity without numba."""
     if HAVE_NUMBA:
-        return njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+        # Nobody takes a function's address: leaving out the face for C saves a tenth of the time to compile.
+        return njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     return function

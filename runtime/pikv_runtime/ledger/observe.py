@@ -11,7 +11,7 @@ from pikv_runtime.contract import GlobalControl, GroupControl
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.readset import select
 from pikv_runtime.ledger.state import F4, I1, Ledger, Tally
-from pikv_runtime.ledger.utility import always_on, decoding
+from pikv_runtime.ledger.utility import decoding, window_start
 
 CONFLICT_WINDOW_S = 60.0
 MASS_RATE = 0.3  # weight of a new observation in a page's attention-mass average
@@ -32,30 +32,21 @@ def due(s: Ledger, i: int, r: int) -> int:
 def read_masks(s: Ledger, i: int, r: int, layer: int, score: F4) -> tuple[I1, I1, I1]:
     """(read, wished, candidate) of slot `r` in `layer`, each (P,); `read` includes the always-on set."""
     pages = s.page_block.shape[2]
-    candidate = np.zeros(pages, np.int8)
-    ghost = np.zeros(pages, np.int8)
-    bias = np.zeros(pages, np.float32)
-    fixed = np.zeros(pages, np.int8)
-    for p in range(s.slot_pages[i, r]):
-        if always_on(s, i, r, p):
-            fixed[p] = s.page_live[i, r, p, layer]
-            continue
-        candidate[p] = s.page_live[i, r, p, layer]
-        ghost[p] = s.page_ghost[i, r, p, layer]
+    candidate, ghost, bias = np.zeros(pages, np.int8), np.zeros(pages, np.int8), np.zeros(pages, np.float32)
+    recent = window_start(s, i, r)
+    for p in range(s.sink_pages, recent):
+        candidate[p], ghost[p] = s.page_live[i, r, p, layer], s.page_ghost[i, r, p, layer]
         tag = s.block_tag[i, s.page_block[i, r, p], layer]
         if tag >= 0:
             group = tag * s.layer_groups + s.layer_group[layer]
             bias[p] = s.control_groups[i, group, GroupControl.ROUTING_BIAS]
-    if s.sparse == 0:
-        wished = np.zeros(pages, np.int8)
-        for p in range(pages):
-            wished[p] = 1 if candidate[p] == 1 or ghost[p] == 1 else 0
-            fixed[p] = 1 if fixed[p] == 1 or candidate[p] == 1 else 0
-        return fixed, wished, candidate
-    read, wished = select(score, candidate, ghost, bias, s.control_globals[i, GlobalControl.FAN_OUT])
-    for p in range(pages):
-        if fixed[p] == 1:
-            read[p] = 1
+    if s.sparse == 1:
+        read, wished = select(score, candidate, ghost, bias, s.control_globals[i, GlobalControl.FAN_OUT])
+    else:
+        read, wished = candidate.copy(), candidate | ghost
+    for p in range(s.slot_pages[i, r]):
+        if p < s.sink_pages or p >= recent:
+            read[p] = s.page_live[i, r, p, layer]
     return read, wished, candidate
 
 
@@ -88,23 +79,34 @@ def _count_wish(s: Ledger, i: int, r: int, p: int, layer: int, mass: float) -> N
 
 
 @jit
+def _codec_error(s: Ledger, i: int, r: int, layer: int, read: I1, mass: F4) -> float:
+    """Σ mass · codec error of the pages that are read."""
+    error = 0.0
+    for p in range(s.slot_pages[i, r]):
+        if read[p] == 1:
+            block = s.page_block[i, r, p]
+            error += float(mass[p]) * s.block_error[i, block, layer, s.block_codec[i, block, layer]]
+    return error
+
+
+@jit
 def _observe_layer(s: Ledger, i: int, r: int, layer: int, mass: F4, score: F4) -> float:
-    """Update telemetry of one layer. Returns the layer's fidelity loss: missed mass + Σ mass · codec error."""
+    """Update telemetry of one layer. Returns an audited layer's fidelity loss: missed mass + Σ mass · codec error."""
     read, wished, _ = read_masks(s, i, r, layer, score)
     pages = s.slot_pages[i, r]
-    captured, count, error = 0.0, 0, 0.0
+    captured, count = 0.0, 0
     for p in range(pages):
         if read[p] == 1:
-            captured += mass[p]
+            captured += float(mass[p])
             count += 1
-            block = s.page_block[i, r, p]
-            error += mass[p] * s.block_error[i, block, layer, s.block_codec[i, block, layer]]
     for p in range(pages):
         if read[p] == 1 and captured > 0.0:
-            _update_page(s, i, r, p, layer, mass[p] / captured * count)
+            _update_page(s, i, r, p, layer, float(mass[p]) / captured * count)
         if wished[p] == 1:
-            _count_wish(s, i, r, p, layer, mass[p])
-    return min(1.0, max(0.0, 1.0 - captured) + error)
+            _count_wish(s, i, r, p, layer, float(mass[p]))
+    if s.req_audited[i, s.slot_request[i, r]] == 0:
+        return 0.0
+    return min(1.0, max(0.0, 1.0 - captured) + _codec_error(s, i, r, layer, read, mass))
 
 
 @jit

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from pikv_runtime.contract import GlobalControl
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import Ledger, Price, Tally
-from pikv_runtime.ledger.utility import always_on, decoding
+from pikv_runtime.ledger.utility import decoding, window_start
 
 
 @jit
@@ -17,26 +15,21 @@ def count_reads(s: Ledger, i: int, r: int) -> None:
         for rank in range(s.ranks):
             for codec in range(s.slot_reads.shape[4]):
                 s.slot_reads[i, r, kind, rank, codec] = 0
-    gone = 0
+    recent = window_start(s, i, r)
     for p in range(s.slot_pages[i, r]):
         block = s.page_block[i, r, p]
-        kind = 0 if always_on(s, i, r, p) else 1
+        kind = 0 if p < s.sink_pages or p >= recent else 1
         for layer in range(s.layers):
             if s.page_live[i, r, p, layer] == 0:
-                gone = 1
                 continue
             codec = s.block_codec[i, block, layer]
             s.slot_reads[i, r, kind, s.block_rank[i, block, layer], codec] += 1
-            if codec > s.top_codec:
-                gone = 1
-    if gone == 1:
-        s.slot_lossy[i, r] = 1
     s.slot_dirty[i, r] = 0
 
 
 @jit
 def _read_s(s: Ledger, i: int, r: int, rank: int, fan_out: float) -> float:
-    """Seconds that `rank` spends on attention for one decode step of slot `r`, selection included."""
+    """Seconds that `rank` spends on attention for a decode step of slot `r`, and on choosing where not all is read."""
     seconds = 0.0
     others = 0
     for codec in range(s.slot_reads.shape[4]):
@@ -44,7 +37,7 @@ def _read_s(s: Ledger, i: int, r: int, rank: int, fan_out: float) -> float:
         seconds += price * s.slot_reads[i, r, 0, rank, codec]
         seconds += price * s.slot_reads[i, r, 1, rank, codec] * fan_out
         others += s.slot_reads[i, r, 1, rank, codec]
-    if s.sparse == 1:
+    if s.sparse == 1 and fan_out < 1.0:
         seconds += s.prices[i, Price.SELECT_PAGE] * others
     return seconds
 
@@ -68,11 +61,12 @@ def _query_bytes(s: Ledger, i: int, r: int, rows: int) -> float:
 def price(s: Ledger, i: int) -> float:
     """Seconds of the planned iteration on the model clock; the parts are added to `tally`."""
     fan_out = s.control_globals[i, GlobalControl.FAN_OUT] if s.sparse == 1 else 1.0
-    prefill = np.zeros(s.ranks)
-    attention = np.zeros(s.ranks)
-    decode = np.zeros(s.ranks)
+    for part in range(3):
+        for rank in range(s.ranks):
+            s.rank_s[i, part, rank] = 0.0
     wire = 0.0
-    for r in range(s.slot_request.shape[1]):
+    for k in range(s.running_count[i]):
+        r = s.running[i, k]
         tokens = s.slot_plan[i, r]
         if tokens == 0:
             continue
@@ -80,34 +74,36 @@ def price(s: Ledger, i: int) -> float:
             count_reads(s, i, r)
         owner = s.slot_owner[i, r]
         if decoding(s, i, r):
-            decode[owner] += s.prices[i, Price.DECODE_TOKEN]
+            s.rank_s[i, 1, owner] += s.prices[i, Price.DECODE_TOKEN]
             for rank in range(s.ranks):
-                attention[rank] += _read_s(s, i, r, rank, fan_out)
+                s.rank_s[i, 2, rank] += _read_s(s, i, r, rank, fan_out)
         else:
             pairs = tokens * (s.slot_tokens[i, r] + 0.5 * tokens)
-            prefill[owner] += tokens * s.prices[i, Price.PREFILL_TOKEN] + pairs * s.prices[i, Price.PREFILL_PAIR]
+            seconds = tokens * s.prices[i, Price.PREFILL_TOKEN] + pairs * s.prices[i, Price.PREFILL_PAIR]
+            s.rank_s[i, 0, owner] += seconds
         if s.ranks > 1:
             wire += _query_bytes(s, i, r, tokens)
-    return _total(s, i, prefill, decode, attention, wire)
+    return _total(s, i, wire)
 
 
 @jit
-def _total(s: Ledger, i: int, prefill, decode, attention, wire: float) -> float:  # type: ignore[no-untyped-def]
+def _total(s: Ledger, i: int, wire: float) -> float:
     """Lockstep: the slowest rank decides; its parts are the ones that count."""
-    slowest = 0
-    for rank in range(1, s.ranks):
-        here = prefill[rank] + decode[rank] + attention[rank]
-        if here > prefill[slowest] + decode[slowest] + attention[slowest]:
-            slowest = rank
+    slowest, longest = 0, -1.0
+    for rank in range(s.ranks):
+        here = s.rank_s[i, 0, rank] + s.rank_s[i, 1, rank] + s.rank_s[i, 2, rank]
+        if here > longest:
+            slowest, longest = rank, here
+    prefill, decode, attention = s.rank_s[i, 0, slowest], s.rank_s[i, 1, slowest], s.rank_s[i, 2, slowest]
     link = 0.0
     if s.ranks > 1:
         link = 2.0 * s.layers * s.prices[i, Price.COLLECTIVE] + wire / s.ranks * s.prices[i, Price.LINK_BYTE]
         s.tally[i, Tally.LINK_BYTES] += wire
     step = s.prices[i, Price.STEP]
-    s.tally[i, Tally.WEIGHTS_S] += step + decode[slowest]
-    s.tally[i, Tally.PREFILL_S] += prefill[slowest]
-    s.tally[i, Tally.ATTENTION_S] += attention[slowest]
+    s.tally[i, Tally.WEIGHTS_S] += step + decode
+    s.tally[i, Tally.PREFILL_S] += prefill
+    s.tally[i, Tally.ATTENTION_S] += attention
     s.tally[i, Tally.LINK_S] += link
-    total = step + prefill[slowest] + decode[slowest] + attention[slowest] + link + s.pending_s[i]
+    total = step + prefill + decode + attention + link + s.pending_s[i]
     s.pending_s[i] = 0.0
     return total

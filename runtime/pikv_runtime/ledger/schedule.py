@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pikv_runtime.contract import GlobalControl
-from pikv_runtime.ledger.blocks import lookup, open_block, release, share
+from pikv_runtime.ledger.blocks import lookup
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.pressure import evict_cached, make_room
+from pikv_runtime.ledger.pressure import demotes, make_room
+from pikv_runtime.ledger.references import open_block, release, share
 from pikv_runtime.ledger.state import NATIVE, Ledger, Status, Tally
 from pikv_runtime.ledger.utility import decoding
+from pikv_runtime.ledger.victims import evict_cached
 
 
 @jit
@@ -84,19 +85,20 @@ def _pick_owner(s: Ledger, i: int) -> int:
 
 
 @jit
-def _could_fit(s: Ledger, i: int, owner: int, need: int) -> bool:
-    """Cheap necessary condition for admission, without side effects."""
+def _could_fit(s: Ledger, i: int, q: int, owner: int, hits: int, fresh: int, need: int) -> bool:
+    """Whether evicting cached blocks (or perhaps demoting live pages) would admit request `q`: nothing is
+    sacrificed in vain. Its own hits are not there for evicting."""
     free = s.cap_bytes[i] - s.bytes_rank[i, owner] + s.cached_bytes[i, owner]
-    return need <= free or s.control_globals[i, GlobalControl.DEMOTE_ON_PRESSURE] >= 0.5
-
-
-@jit
-def _running(s: Ledger, i: int) -> int:
-    count = 0
-    for r in range(s.slot_request.shape[1]):
-        if s.slot_request[i, r] >= 0:
-            count += 1
-    return count
+    slots = s.free_count[i] + s.cached_count[i]
+    for p in range(hits):
+        block = find(s, i, s.req_hashes[i, q, p])
+        if s.block_cached[i, block] == 0:
+            continue
+        slots -= 1
+        for layer in range(s.layers):
+            if s.block_rank[i, block, layer] == owner:
+                free -= s.codec_bytes[s.block_codec[i, block, layer]]
+    return fresh <= slots and (need <= free or demotes(s, i))
 
 
 @jit
@@ -105,14 +107,41 @@ def _record_hits(s: Ledger, i: int, r: int, q: int, hits: int) -> None:
     target = s.slot_target[i, r]
     for p in range(hits):
         block = s.page_block[i, r, p]
-        gap = (s.clock_s[i] - s.block_last_s[i, block]) / s.interval_s[i]
-        s.moving[i, 4] += 0.02 * (gap - s.moving[i, 4])
+        if s.req_preempted[i, q] == 0:
+            gap = (s.clock_s[i] - s.block_last_s[i, block]) / s.interval_s[i]
+            s.moving[i, 4] += 0.02 * (gap - s.moving[i, 4])
         s.block_last_s[i, block] = s.clock_s[i]
         s.block_uses[i, block] += 1
+    if s.req_preempted[i, q] > 0:
+        return  # finding one's own blocks again says nothing about reuse
     s.req_hit_tokens[i, q] = tokens
     s.tally[i, Tally.PROMPT_TOKENS] += target
     s.tally[i, Tally.HIT_TOKENS] += tokens
     s.moving[i, 3] += 0.05 * (tokens / target - s.moving[i, 3])
+
+
+@jit
+def _enlist(s: Ledger, i: int, r: int, q: int) -> None:
+    """Give slot `r` to request `q`; `running` stays in order of arrival."""
+    s.slot_request[i, r] = q
+    k = s.running_count[i]
+    while k > 0 and s.slot_request[i, s.running[i, k - 1]] > q:
+        s.running[i, k] = s.running[i, k - 1]
+        k -= 1
+    s.running[i, k] = r
+    s.running_count[i] += 1
+
+
+@jit
+def retire(s: Ledger, i: int, r: int) -> None:
+    """Slot `r` lets go of its pages and is free."""
+    release(s, i, r)
+    k = 0
+    while s.running[i, k] != r:
+        k += 1
+    s.running_count[i] -= 1
+    for after in range(k, s.running_count[i]):
+        s.running[i, after] = s.running[i, after + 1]
 
 
 @jit
@@ -125,24 +154,24 @@ def _admit(s: Ledger, i: int, r: int, q: int) -> bool:
     block_bytes = s.layers * s.codec_bytes[NATIVE]
     fresh = (pages - hits) * block_bytes
     # Room for every running request to open its next page, or admission and preemption would chase each other.
-    reserve = _running(s, i) * block_bytes
-    if not _could_fit(s, i, owner, fresh + reserve):
+    need = fresh + s.running_count[i] * block_bytes
+    if not _could_fit(s, i, q, owner, hits, pages - hits, need):
         return False
-    s.slot_request[i, r] = q
+    _enlist(s, i, r, q)
+    s.slot_tokens[i, r] = hits * s.page_tokens
+    s.slot_target[i, r] = target
     s.slot_owner[i, r] = owner
     s.slot_lossy[i, r] = 0
     s.slot_pages[i, r] = 0
     for p in range(hits):  # held before room is made, so that making room cannot take them
         share(s, i, r, find(s, i, s.req_hashes[i, q, p]))
-    while s.free_count[i] < pages - hits and evict_cached(s, i, -1):
+    while s.free_count[i] < pages - hits and evict_cached(s, i):
         pass
-    if s.free_count[i] < pages - hits or not make_room(s, i, owner, fresh + reserve):
-        release(s, i, r)
+    if s.free_count[i] < pages - hits or not make_room(s, i, owner, need):
+        retire(s, i, r)
         return False
     for _ in range(pages - hits):
         open_block(s, i, r, owner)
-    s.slot_tokens[i, r] = hits * s.page_tokens
-    s.slot_target[i, r] = target
     s.req_status[i, q] = Status.RUNNING
     _record_hits(s, i, r, q, hits)
     return True
@@ -152,7 +181,7 @@ def _admit(s: Ledger, i: int, r: int, q: int) -> bool:
 def preempt(s: Ledger, i: int, r: int) -> None:
     """Send slot `r`'s request back to the queue; it will be recomputed."""
     q = s.slot_request[i, r]
-    release(s, i, r)
+    retire(s, i, r)
     s.slot_plan[i, r] = 0
     s.req_status[i, q] = Status.WAITING
     s.req_preempted[i, q] += 1
@@ -161,59 +190,45 @@ def preempt(s: Ledger, i: int, r: int) -> None:
 
 
 @jit
-def _latest(s: Ledger, i: int) -> int:
-    """Slot of the running request that arrived last."""
-    best = -1
-    for r in range(s.slot_request.shape[1]):
-        if s.slot_request[i, r] >= 0 and (best < 0 or s.slot_request[i, r] > s.slot_request[i, best]):
-            best = r
-    return best
-
-
-@jit
-def _by_arrival(s: Ledger, i: int, after: int) -> int:
-    """Slot of the earliest running request later than request `after`, or -1."""
-    best = -1
-    for r in range(s.slot_request.shape[1]):
-        q = s.slot_request[i, r]
-        if q > after and (best < 0 or q < s.slot_request[i, best]):
-            best = r
-    return best
-
-
-@jit
 def _plan_decode(s: Ledger, i: int) -> int:
     """One token for every decoding slot, earliest first; who finds no room preempts the latest arrival."""
     total = 0
-    q = -1
-    r = _by_arrival(s, i, q)
-    while r >= 0:
-        q = s.slot_request[i, r]
-        if decoding(s, i, r):
-            if s.slot_tokens[i, r] == s.slot_pages[i, r] * s.page_tokens:
-                _grow(s, i, r)
-            if s.slot_request[i, r] == q:
-                s.slot_plan[i, r] = 1
-                total += 1
-        r = _by_arrival(s, i, q)
+    k = 0
+    while k < s.running_count[i]:  # preemption takes from the end
+        r = s.running[i, k]
+        k += 1
+        if not decoding(s, i, r):
+            continue
+        full = s.slot_tokens[i, r] == s.slot_pages[i, r] * s.page_tokens
+        if not full or _grow(s, i, r):
+            s.slot_plan[i, r] = 1
+            total += 1
     return total
 
 
 @jit
-def _grow(s: Ledger, i: int, r: int) -> None:
-    """Open a page for slot `r`, preempting later arrivals (and itself in the end) until there is room."""
+def _grow(s: Ledger, i: int, r: int) -> bool:
+    """Open a page for slot `r`, preempting later arrivals until there is room. False if it preempted itself."""
     need = s.layers * s.codec_bytes[NATIVE]
     owner = s.slot_owner[i, r]
     while True:
         if s.free_count[i] == 0:
-            evict_cached(s, i, -1)
+            evict_cached(s, i)
         if s.free_count[i] > 0 and make_room(s, i, owner, need):
             open_block(s, i, r, owner)
-            return
-        victim = _latest(s, i)
-        preempt(s, i, victim)
-        if victim == r:
-            return
+            return True
+        latest = s.running[i, s.running_count[i] - 1]
+        preempt(s, i, latest)
+        if latest == r:
+            return False
+
+
+@jit
+def _plan_prefill(s: Ledger, i: int, r: int, budget: int) -> int:
+    """Plan a prompt chunk of at most `budget` tokens for slot `r`. Returns its tokens."""
+    tokens = min(budget, s.slot_target[i, r] - s.slot_tokens[i, r])
+    s.slot_plan[i, r] = tokens
+    return tokens
 
 
 @jit
@@ -222,23 +237,17 @@ def plan(s: Ledger, i: int) -> int:
     arrive(s, i)
     for r in range(s.slot_plan.shape[1]):
         s.slot_plan[i, r] = 0
-    total = _plan_decode(s, i)
-    budget = s.max_batch_tokens - total
-    q = -1
-    r = _by_arrival(s, i, q)
-    while r >= 0 and budget > 0:
-        q = s.slot_request[i, r]
-        if not decoding(s, i, r):
-            take = min(budget, s.slot_target[i, r] - s.slot_tokens[i, r])
-            s.slot_plan[i, r] = take
-            budget -= take
-        r = _by_arrival(s, i, q)
-    while budget > 0:
+    budget = s.max_batch_tokens - _plan_decode(s, i)
+    for k in range(s.running_count[i]):
+        r = s.running[i, k]
+        if budget > 0 and not decoding(s, i, r):
+            budget -= _plan_prefill(s, i, r, budget)
+    while budget > 0 and s.running_count[i] < s.slot_plan.shape[1]:
         q = _head(s, i)
-        r = _free_slot(s, i)
-        if q < 0 or r < 0 or not _admit(s, i, r, q):
+        if q < 0:
             break
-        take = min(budget, s.slot_target[i, r] - s.slot_tokens[i, r])
-        s.slot_plan[i, r] = take
-        budget -= take
+        r = _free_slot(s, i)
+        if not _admit(s, i, r, q):
+            break
+        budget -= _plan_prefill(s, i, r, budget)
     return s.max_batch_tokens - budget

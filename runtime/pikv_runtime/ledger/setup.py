@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pikv_runtime.config import RuntimeConfig
+from pikv_runtime.config import ROUTER_CODES, RuntimeConfig
 from pikv_runtime.contract import Control
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.record import record
@@ -26,8 +26,6 @@ from pikv_runtime.ledger.state import (
     group_layers,
 )
 from pikv_runtime.requests import Request, ServiceClass, is_audited
-
-ROUTER_CODES = {"all": 0, "gate": 1, "centroid": 2}
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def build(
     """An empty ledger of `lanes` lanes, each for up to `requests` requests of up to `pages` pages."""
     layer_groups = min(config.layer_groups, shape.layers)
     blocks = max(config.blocks, config.slots * pages + 1)
-    limit = 4 * blocks * shape.layers if events else 0
+    limit = 8 * blocks * shape.layers if events else 0  # a page can be encoded thrice, moved and freed in a step
     dims = Dims(lanes, requests, config.slots, pages, shape.layers, shape.experts, layer_groups, ranks, blocks, limit)
     # Reading sparsely needs every page's centroid at hand: its bytes count with the page's.
     extra = shape.centroid_bytes if config.read == "sparse" else 0
@@ -85,7 +83,7 @@ def build(
         class_ttft_s=weights[1].copy(),
         class_tpot_s=weights[2].copy(),
         class_fidelity=weights[3].copy(),
-        **allocate(dims),  # type: ignore[arg-type]
+        **allocate(dims),
     )
     state = record(fields)
     for lane in range(lanes):
@@ -165,7 +163,7 @@ def close(s: Ledger, i: int, u_charge, due) -> None:  # type: ignore[no-untyped-
         if status == Status.DONE:
             continue
         s.tally[i, Tally.LATENCY_CHARGE] += u_charge[q]
-        if status == Status.REFUSED:
+        if status == Status.REFUSED or status == Status.FUTURE:  # time in the system that nobody has charged
             s.tally[i, Tally.LATENCY_CHARGE] += ttft_rate(s, i, q) * max(0.0, s.clock_s[i] - s.req_arrival_s[i, q])
         if s.req_audited[i, q] == 1:
             lost = float((due[q] - s.req_observed[i, q]) * s.layers)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pikv_runtime.contract import CLASSES, GLOBAL_CONTROLS, GROUP_CONTROLS
+from pikv_runtime.contract import BLOCK_WEIGHTS, CLASSES, GLOBAL_CONTROLS, GROUP_CONTROLS
 
 F8 = NDArray[np.float64]
 F4 = NDArray[np.float32]
@@ -94,10 +94,9 @@ class Tally(IntEnum):
     VETOES = 21
     ASKED = 22  # changes asked by controls
     PEAK_BYTES = 23
-    WAITING_S = 24  # request-seconds spent waiting
-    WISHED_MASS = 25  # attention mass of wished pages, and of those the resident ones
-    HIT_MASS = 26
-    CONFLICTS = 27  # pages asked for within CONFLICT_WINDOW_S after their eviction
+    WISHED_MASS = 24  # attention mass of wished pages, and of those the resident ones
+    HIT_MASS = 25
+    CONFLICTS = 26  # pages asked for within CONFLICT_WINDOW_S after their eviction
 
 
 class Ledger(NamedTuple):
@@ -134,6 +133,7 @@ class Ledger(NamedTuple):
     tally: F8  # (n, len(Tally))
     bytes_rank: I8  # (n, G) resident bytes
     cached_bytes: I8  # (n, G)
+    rank_s: F8  # (n, 3, G) seconds of prefill, decode and attention of the iteration being priced
     free_slots: I4  # (n, B) stack of free block slots
     free_count: I4  # (n,)
     waiting_rate: F8  # (n,) latency charge per second of arrived requests without a first token
@@ -161,6 +161,8 @@ class Ledger(NamedTuple):
     req_observed: I4
     req_hashes: I8  # (n, N, P)
     # --- slots
+    running: I4  # (n, R) occupied slots in order of arrival
+    running_count: I4  # (n,)
     slot_request: I4  # (n, R), -1 free
     slot_owner: I1
     slot_tokens: I4  # tokens whose KV is stored
@@ -182,7 +184,10 @@ class Ledger(NamedTuple):
     block_hash: I8  # (n, B), 0: not indexed
     block_parent: I8  # (n, B) hash of the parent, 0 at a chain's start
     block_depth: I4
-    block_children: I4  # indexed children
+    block_children: I4  # indexed children that were linked to it
+    block_serial: I8  # (n, B) number of its indexing, and that of the parent it is linked to: slots are reused
+    block_linked: I8
+    last_serial: I8  # (n,)
     block_users: I4  # running requests that list it
     block_full: I1
     block_sealed: I1
@@ -198,8 +203,14 @@ class Ledger(NamedTuple):
     block_refs: I4  # (n, B, L)
     block_error: F4  # (n, B, L, K)
     index_slot: I4  # (n, H) open addressing by hash, -1 free
-    victims: I4  # (n, B) cached blocks in order of utility
-    victim_next: I4  # (n, 2) next position, length
+    cached_list: I4  # (n, B) cached blocks in no order
+    cached_count: I4  # (n,)
+    block_place: I4  # (n, B) position in `cached_list`
+    victims: I8  # (n, B) heap of cached blocks by utility, see victims.py
+    victim_value: F8  # (n, B)
+    victim_count: I4  # (n,)
+    victim_made_s: F8  # (n,) when the heap was made
+    victim_weights: F4  # (n, 6) block weights it was made under
     # --- control in force
     control_groups: F4  # (n, E*LG, 3)
     control_globals: F4  # (n, len(GLOBAL_CONTROLS))
@@ -250,6 +261,13 @@ def _lane_arrays(d: Dims) -> dict[str, NDArray]:
         "tally": np.zeros((n, len(Tally))),
         "bytes_rank": np.zeros((n, g), np.int64),
         "cached_bytes": np.zeros((n, g), np.int64),
+        "rank_s": np.zeros((n, 3, g)),
+        "running_count": np.zeros(n, np.int32),
+        "cached_count": np.zeros(n, np.int32),
+        "victim_count": np.zeros(n, np.int32),
+        "victim_made_s": np.zeros(n),
+        "victim_weights": np.zeros((n, BLOCK_WEIGHTS.stop - BLOCK_WEIGHTS.start), np.float32),
+        "last_serial": np.zeros(n, np.int64),
         "free_slots": np.zeros((n, b), np.int32),
         "free_count": np.zeros(n, np.int32),
         "waiting_rate": np.zeros(n),
@@ -289,7 +307,7 @@ def _request_arrays(d: Dims) -> dict[str, NDArray]:
 
 def _slot_arrays(d: Dims) -> dict[str, NDArray]:
     slot, page = (d.lanes, d.slots), (d.lanes, d.slots, d.pages, d.layers)
-    ints = ("slot_request", "slot_tokens", "slot_target", "slot_pages", "slot_plan")
+    ints = ("running", "slot_request", "slot_tokens", "slot_target", "slot_pages", "slot_plan")
     small = ("slot_owner", "slot_lossy", "slot_dirty")
     floats = ("page_mass", "page_mass_sum", "page_reads", "page_last_s", "page_gone_s")
     return {
@@ -303,23 +321,33 @@ def _slot_arrays(d: Dims) -> dict[str, NDArray]:
     }
 
 
+def _block_row(layers: int) -> np.dtype[np.void]:
+    """What is known of a block lies side by side: whoever asks one thing of a block is about to ask another."""
+    small = ("sealed", "full", "exact", "cached", "class")
+    fields: list[tuple[str, type, tuple[int, ...]]] = [
+        *((name, np.int8, (layers,)) for name in ("codec", "tag", "rank")),
+        *((name, np.int8, ()) for name in small),
+        ("users", np.int32, ()),
+        ("refs", np.int32, (layers,)),
+        *((name, np.int32, ()) for name in ("uses", "children", "depth", "length")),
+        ("last_s", np.float64, ()),
+        *((name, np.int64, ()) for name in ("hash", "parent", "serial", "linked")),
+        ("place", np.int32, ()),
+        ("error", np.float32, (layers, len(CODECS))),
+    ]
+    return np.dtype(fields, align=True)
+
+
 def _block_arrays(d: Dims) -> dict[str, NDArray]:
-    n, b, layers = d.lanes, d.blocks, d.layers
+    n, b = d.lanes, d.blocks
+    rows = np.zeros((n, b), _block_row(d.layers))
     index = 1 << max(4, (2 * b - 1).bit_length())
-    ints = ("block_depth", "block_children", "block_users", "block_uses", "block_length")
-    small = ("block_full", "block_sealed", "block_exact", "block_cached", "block_class")
     return {
-        "block_hash": np.zeros((n, b), np.int64),
-        "block_parent": np.zeros((n, b), np.int64),
-        "block_last_s": np.zeros((n, b)),
-        **{k: np.zeros((n, b), np.int32) for k in ints},
-        **{k: np.zeros((n, b), np.int8) for k in small},
-        **{k: np.zeros((n, b, layers), np.int8) for k in ("block_codec", "block_rank", "block_tag")},
-        "block_refs": np.zeros((n, b, layers), np.int32),
-        "block_error": np.zeros((n, b, layers, len(CODECS)), np.float32),
+        **{f"block_{name}": rows[name] for name in rows.dtype.names or ()},
         "index_slot": np.zeros((n, index), np.int32),
-        "victims": np.zeros((n, b), np.int32),
-        "victim_next": np.zeros((n, 2), np.int32),
+        "cached_list": np.zeros((n, b), np.int32),
+        "victims": np.zeros((n, b), np.int64),
+        "victim_value": np.zeros((n, b)),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pikv_runtime.contract import GlobalControl, GlobalFeature, GroupControl, GroupFeature
 from pikv_runtime.ledger.blocks import lookup, whole
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.state import F4, INT4, INT8, NATIVE, Ledger, Price, Status, Tally
+from pikv_runtime.ledger.state import F4, F8, INT4, INT8, NATIVE, Ledger, Price, Status, Tally
 from pikv_runtime.ledger.utility import always_on, decoding
 
 LOOKED_UP = 8  # waiting requests whose prefix hits are looked up: bounds the cost of a long queue
@@ -23,7 +23,7 @@ def _log2(x: float) -> float:
 
 
 @jit
-def _gather_groups(s: Ledger, i: int, sums: F4) -> None:
+def _gather_groups(s: Ledger, i: int, sums: F8) -> None:
     """Sum page facts by group into `sums` (N, 12)."""
     for r in range(s.slot_request.shape[1]):
         if s.slot_request[i, r] < 0:
@@ -42,7 +42,7 @@ def _gather_groups(s: Ledger, i: int, sums: F4) -> None:
 
 
 @jit
-def _add_page(s: Ledger, i: int, r: int, p: int, layer: int, block: int, row: F4) -> None:
+def _add_page(s: Ledger, i: int, r: int, p: int, layer: int, block: int, row: F8) -> None:
     codec = s.block_codec[i, block, layer]
     size = s.codec_bytes[codec]
     row[0] += 1.0
@@ -62,7 +62,7 @@ def _add_page(s: Ledger, i: int, r: int, p: int, layer: int, block: int, row: F4
 
 
 @jit
-def _write_groups(s: Ledger, i: int, sums: F4, out: F4) -> None:
+def _write_groups(s: Ledger, i: int, sums: F8, out: F4) -> None:
     cap = float(s.cap_bytes[i]) * s.ranks
     pages, mass = 1e-9, 1e-9
     for g in range(out.shape[0]):
@@ -196,7 +196,7 @@ def _write_control(s: Ledger, i: int, out: F4) -> None:
 
 @jit
 def _write_prices(s: Ledger, i: int, out: F4) -> None:
-    step = s.prices[i, Price.STEP]
+    step = max(s.prices[i, Price.STEP], 1e-12)
     link = s.prices[i, Price.LINK_BYTE] * s.codec_bytes[s.top_codec] if s.ranks > 1 else 0.0
     out[GlobalFeature.INTERVAL] = _log2(s.interval_s[i])
     out[GlobalFeature.PRICE_PREFILL] = _log2(s.prices[i, Price.PREFILL_TOKEN] / step)
@@ -210,7 +210,7 @@ def _write_prices(s: Ledger, i: int, out: F4) -> None:
 @jit
 def write_telemetry(s: Ledger, i: int, groups: F4, globals_: F4) -> None:
     """Write the telemetry of the interval just ended into `groups` (N, F) and `globals_` (F,); start a new one."""
-    sums = np.zeros((groups.shape[0], 12), np.float32)
+    sums = np.zeros((groups.shape[0], 12))
     _gather_groups(s, i, sums)
     _write_groups(s, i, sums, groups)
     _write_space(s, i, globals_)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from pikv_runtime.contract import GlobalControl
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.state import F8, I8, Ledger
+from pikv_runtime.ledger.state import Ledger
+
+
+@jit
+def window_start(s: Ledger, i: int, r: int) -> int:
+    """First page of the recent window (before the open page) of slot `r`."""
+    return s.slot_pages[i, r] - 1 - int(s.control_globals[i, GlobalControl.WINDOW] + 0.5)
 
 
 @jit
 def always_on(s: Ledger, i: int, r: int, p: int) -> bool:
     """Sinks, the recent window and the open page: read by every query, never evicted or demoted."""
-    if p < s.sink_pages:
-        return True
-    window = int(s.control_globals[i, GlobalControl.WINDOW] + 0.5)
-    return p >= s.slot_pages[i, r] - 1 - window
+    return p < s.sink_pages or p >= window_start(s, i, r)
 
 
 @jit
@@ -60,55 +61,3 @@ def block_utility(s: Ledger, i: int, block: int) -> float:
     value += w[GlobalControl.BLOCK_LENGTH] * length / (1.0 + length)
     value += w[GlobalControl.BLOCK_CLASS] * weight / (1.0 + weight)
     return value - 1e-6 * depth
-
-
-@jit
-def evictable_pages(s: Ledger, i: int, codes: I8, values: F8) -> int:
-    """List live, sealed pages outside the always-on sets of decoding slots. Returns how many.
-
-    `codes[j]` = (r·P + p)·L + layer; `values[j]` = utility.
-    """
-    pages, layers = s.page_block.shape[2], s.layers
-    count = 0
-    for r in range(s.slot_request.shape[1]):
-        if not decoding(s, i, r):
-            continue
-        for p in range(s.slot_pages[i, r]):
-            if always_on(s, i, r, p) or s.block_sealed[i, s.page_block[i, r, p]] == 0:
-                continue
-            for layer in range(layers):
-                if s.page_live[i, r, p, layer] == 1:
-                    codes[count] = (r * pages + p) * layers + layer
-                    values[count] = page_utility(s, i, r, p, layer)
-                    count += 1
-    return count
-
-
-@jit
-def ordered_pages(s: Ledger, i: int) -> I8:
-    """Codes of all evictable pages, lowest utility first; ties in order of slot, page, layer."""
-    size = s.page_live.shape[1] * s.page_live.shape[2] * s.page_live.shape[3]
-    codes = np.empty(size, np.int64)
-    values = np.empty(size, np.float64)
-    count = evictable_pages(s, i, codes, values)
-    order = np.argsort(values[:count], kind="mergesort")
-    return codes[:count][order]
-
-
-@jit
-def refresh_victims(s: Ledger, i: int) -> None:
-    """Order all cached blocks, lowest utility first."""
-    blocks = s.block_cached.shape[1]
-    ids = np.empty(blocks, np.int32)
-    values = np.empty(blocks, np.float64)
-    count = 0
-    for block in range(blocks):
-        if s.block_cached[i, block] == 1:
-            ids[count] = block
-            values[count] = block_utility(s, i, block)
-            count += 1
-    order = np.argsort(values[:count], kind="mergesort")
-    for j in range(count):
-        s.victims[i, j] = ids[order[j]]
-    s.victim_next[i, 0] = 0
-    s.victim_next[i, 1] = count

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pikv_runtime.config import ROUTER_CODES
 from pikv_runtime.contract import GlobalControl, GroupControl
-from pikv_runtime.ledger.setup import ROUTER_CODES
 from pikv_runtime.ledger.state import Ledger
 
 I1 = NDArray[np.int8]

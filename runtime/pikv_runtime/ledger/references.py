@@ -1,0 +1,167 @@
+"""References of running requests to pages: open, share, fill, seal, evict, release."""
+
+from __future__ import annotations
+
+from pikv_runtime.ledger.blocks import drop_block, from_cache, index_block, link, to_cache, unindex, whole
+from pikv_runtime.ledger.index import find
+from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.pages import free, home_of, move, place, recode
+from pikv_runtime.ledger.state import Ledger, Tally
+from pikv_runtime.ledger.victims import clear_room
+
+
+@jit
+def open_block(s: Ledger, i: int, r: int, rank: int) -> None:
+    """Append a fresh block of native pages on `rank` to slot `r`; the caller has made room and checked slots."""
+    s.free_count[i] -= 1
+    block = s.free_slots[i, s.free_count[i]]
+    p = s.slot_pages[i, r]
+    q = s.slot_request[i, r]
+    s.block_hash[i, block] = 0
+    s.block_parent[i, block] = s.req_hashes[i, q, p - 1] if p > 0 else 0
+    s.block_depth[i, block] = p
+    s.block_children[i, block] = 0
+    s.block_users[i, block] = 1
+    s.block_full[i, block] = 0
+    s.block_sealed[i, block] = 0
+    s.block_exact[i, block] = 0
+    s.block_cached[i, block] = 0
+    s.block_last_s[i, block] = s.clock_s[i]
+    s.block_uses[i, block] = 1
+    s.block_class[i, block] = s.req_class[i, q]
+    s.block_length[i, block] = s.req_prompt[i, q]
+    for layer in range(s.layers):
+        place(s, i, block, layer, rank)
+        s.block_refs[i, block, layer] = 1
+        for k in range(s.block_error.shape[3]):
+            s.block_error[i, block, layer, k] = 0.0
+    _list_page(s, i, r, p, block)
+
+
+@jit
+def _list_page(s: Ledger, i: int, r: int, p: int, block: int) -> None:
+    s.page_block[i, r, p] = block
+    s.slot_pages[i, r] = p + 1
+    s.slot_dirty[i, r] = 1
+    for layer in range(s.layers):
+        s.page_live[i, r, p, layer] = 1
+        s.page_ghost[i, r, p, layer] = 0
+        s.page_mass[i, r, p, layer] = 1.0  # relative to a uniform spread: a new page starts as average
+        s.page_mass_sum[i, r, p, layer] = 0.0
+        s.page_reads[i, r, p, layer] = 0.0
+        s.page_last_s[i, r, p, layer] = s.clock_s[i]
+        s.page_gone_s[i, r, p, layer] = -1e9
+
+
+@jit
+def share(s: Ledger, i: int, r: int, block: int) -> None:
+    """List an indexed block in slot `r` as its next page."""
+    if s.block_cached[i, block] == 1:
+        from_cache(s, i, block)
+    s.block_users[i, block] += 1
+    if s.block_exact[i, block] == 0:
+        s.slot_lossy[i, r] = 1  # shared on purpose; what is computed over it is no more exact than it is
+    for layer in range(s.layers):
+        s.block_refs[i, block, layer] += 1
+        if s.block_codec[i, block, layer] > s.top_codec:
+            s.slot_lossy[i, r] = 1  # a demoted block: what is computed over it is not exact
+    _list_page(s, i, r, s.slot_pages[i, r], block)
+
+
+@jit
+def fill(s: Ledger, i: int, r: int, p: int) -> None:
+    """Page `p` of slot `r` is full: bind its lineage and, if it may be shared, index it."""
+    block = s.page_block[i, r, p]
+    s.block_full[i, block] = 1
+    s.block_exact[i, block] = 1 - s.slot_lossy[i, r]
+    key = s.req_hashes[i, s.slot_request[i, r], p]
+    sharable = s.block_exact[i, block] == 1 or s.share_lossy == 1
+    if not sharable or key == 0 or not whole(s, i, block):
+        return
+    twin = find(s, i, key)
+    if twin < 0:
+        index_block(s, i, block, key)
+    else:
+        link(s, i, twin)  # its parent may have been away and is back now
+
+
+@jit
+def seal(s: Ledger, i: int, block: int) -> None:
+    """Seal a full block: each page to the top rung, then to its home rank if cached blocks there make room."""
+    if s.block_sealed[i, block] == 1:
+        return
+    s.block_sealed[i, block] = 1
+    for layer in range(s.layers):
+        if s.block_codec[i, block, layer] < 0:
+            continue
+        if s.block_codec[i, block, layer] < s.top_codec:
+            recode(s, i, block, layer, s.top_codec)
+        here = s.block_rank[i, block, layer]
+        home = home_of(s, s.block_tag[i, block, layer], here)
+        if home == here:
+            continue
+        if clear_room(s, i, home, s.codec_bytes[s.block_codec[i, block, layer]]):
+            move(s, i, block, layer, home)
+        else:
+            s.tally[i, Tally.SPILLS] += 1
+
+
+@jit
+def drop_reference(s: Ledger, i: int, r: int, p: int, layer: int) -> None:
+    """Slot `r` gives up page `p` in `layer`; the bytes free with the last reference."""
+    block = s.page_block[i, r, p]
+    s.page_live[i, r, p, layer] = 0
+    s.block_refs[i, block, layer] -= 1
+    if s.block_refs[i, block, layer] == 0:
+        free(s, i, block, layer)
+        unindex(s, i, block)
+    s.slot_dirty[i, r] = 1
+
+
+@jit
+def evict_page(s: Ledger, i: int, r: int, p: int, layer: int) -> None:
+    """Evict a live page: the reference goes; the centroid stays as a ghost while its bytes fit under the cap."""
+    drop_reference(s, i, r, p, layer)
+    owner = s.slot_owner[i, r]
+    if s.bytes_rank[i, owner] + s.ghost_bytes <= s.cap_bytes[i]:
+        s.page_ghost[i, r, p, layer] = 1
+        s.bytes_rank[i, owner] += s.ghost_bytes
+    s.page_gone_s[i, r, p, layer] = s.clock_s[i]
+    s.slot_lossy[i, r] = 1
+    s.tally[i, Tally.EVICTED_PAGES] += 1
+
+
+@jit
+def _give_up(s: Ledger, i: int, r: int, p: int, block: int) -> None:
+    """Take slot `r`'s references and ghosts of page `p` off the books."""
+    owner = s.slot_owner[i, r]
+    for layer in range(s.layers):
+        if s.page_live[i, r, p, layer] == 1:
+            s.page_live[i, r, p, layer] = 0
+            s.block_refs[i, block, layer] -= 1
+        if s.page_ghost[i, r, p, layer] == 1:
+            s.page_ghost[i, r, p, layer] = 0
+            s.bytes_rank[i, owner] -= s.ghost_bytes
+    s.block_users[i, block] -= 1
+    s.page_block[i, r, p] = -1
+
+
+@jit
+def release(s: Ledger, i: int, r: int) -> None:
+    """Slot `r` lets go of everything; blocks that are whole, sharable and indexed become cached."""
+    # Deepest first, so that a chain's tail is the older victim among equals.
+    for p in range(s.slot_pages[i, r] - 1, -1, -1):
+        block = s.page_block[i, r, p]
+        _give_up(s, i, r, p, block)
+        if s.block_users[i, block] > 0:
+            for layer in range(s.layers):
+                if s.block_codec[i, block, layer] >= 0 and s.block_refs[i, block, layer] == 0:
+                    free(s, i, block, layer)
+                    unindex(s, i, block)
+        elif s.block_hash[i, block] != 0 and whole(s, i, block):
+            seal(s, i, block)
+            to_cache(s, i, block)
+        else:
+            drop_block(s, i, block)
+    s.slot_pages[i, r] = 0
+    s.slot_request[i, r] = -1

@@ -1,0 +1,99 @@
+"""Which cached block goes first: a heap by block utility, made when it is needed and kept while it tells the truth.
+
+Cached blocks gain nothing but age, so an order stays good for a while: it is made again when the control weighs
+blocks otherwise, after `ORDER_INTERVALS` intervals, and when it runs out. Blocks used since are left out of it.
+"""
+
+from __future__ import annotations
+
+from pikv_runtime.contract import BLOCK_WEIGHTS
+from pikv_runtime.ledger.blocks import drop_block
+from pikv_runtime.ledger.heap import heapify, pop
+from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.state import Ledger, Tally
+from pikv_runtime.ledger.utility import block_utility
+
+FIRST_WEIGHT = int(BLOCK_WEIGHTS.start)
+ORDER_INTERVALS = 8.0
+
+
+@jit
+def refresh_victims(s: Ledger, i: int) -> None:
+    """Order all cached blocks, lowest utility first."""
+    values, blocks = s.victim_value[i], s.victims[i]
+    count = s.cached_count[i]
+    for j in range(count):
+        blocks[j] = s.cached_list[i, j]
+        values[j] = block_utility(s, i, blocks[j])
+    heapify(values, blocks, count)
+    s.victim_count[i] = count
+    s.victim_made_s[i] = s.clock_s[i]
+
+
+@jit
+def age_victims(s: Ledger, i: int) -> None:
+    """A control came into force: forget the order if it is old or was made under other weights."""
+    same = s.clock_s[i] - s.victim_made_s[i] < ORDER_INTERVALS * s.interval_s[i]
+    for k in range(s.victim_weights.shape[1]):
+        if s.victim_weights[i, k] != s.control_globals[i, FIRST_WEIGHT + k]:
+            same = False
+        s.victim_weights[i, k] = s.control_globals[i, FIRST_WEIGHT + k]
+    if not same:
+        s.victim_count[i] = 0
+
+
+@jit
+def _next_victim(s: Ledger, i: int) -> int:
+    """The next block in order that is still cached and was not used since, or -1."""
+    while s.victim_count[i] > 0:
+        block = pop(s.victim_value[i], s.victims[i], s.victim_count[i])
+        s.victim_count[i] -= 1
+        if s.block_cached[i, block] == 1 and s.block_last_s[i, block] <= s.victim_made_s[i]:
+            return block
+    return -1
+
+
+@jit
+def evict_cached(s: Ledger, i: int) -> bool:
+    """Evict the cached block of lowest utility. False if there is none."""
+    if s.cached_count[i] == 0:
+        return False
+    block = _next_victim(s, i)
+    if block < 0:
+        refresh_victims(s, i)
+        block = _next_victim(s, i)
+    s.tally[i, Tally.EVICTED_BLOCKS] += 1
+    drop_block(s, i, block)
+    return True
+
+
+@jit
+def _on_rank(s: Ledger, i: int, block: int, rank: int) -> bool:
+    for layer in range(s.layers):
+        if s.block_rank[i, block, layer] == rank:
+            return True
+    return False
+
+
+@jit
+def evict_cached_on(s: Ledger, i: int, rank: int) -> bool:
+    """Evict the cached block of lowest utility that has bytes on `rank`. False if there is none."""
+    if s.cached_bytes[i, rank] == 0:
+        return False
+    while True:
+        block = _next_victim(s, i)
+        if block < 0:
+            refresh_victims(s, i)
+        elif _on_rank(s, i, block, rank):
+            s.tally[i, Tally.EVICTED_BLOCKS] += 1
+            drop_block(s, i, block)
+            return True
+
+
+@jit
+def clear_room(s: Ledger, i: int, rank: int, need: int) -> bool:
+    """Evict cached blocks until `need` bytes more fit on `rank`. False if that does not suffice."""
+    while s.bytes_rank[i, rank] + need > s.cap_bytes[i]:
+        if not evict_cached_on(s, i, rank):
+            return False
+    return True
