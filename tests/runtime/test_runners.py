@@ -20,7 +20,8 @@ from pikv_runtime.policy import (
     toolchain,
 )
 from pikv_runtime.policy.codegen import source
-from pikv_runtime.policy.toolchain import NativeBuildError, cache_folder
+from pikv_runtime.policy.toolchain import NativeBuildError
+from pikv_runtime.private_cache import CacheError, cache_folder
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, toolchain.COMPILERS)), reason="needs a C compiler on PATH"
@@ -140,13 +141,13 @@ def test_cache_that_others_may_write_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PIKV_CACHE", str(tmp_path))
     assert cache_folder().stat().st_mode & 0o777 == 0o700
     cache_folder().chmod(0o770)
-    with pytest.raises(NativeBuildError, match="mode 770: others may write"):
+    with pytest.raises(CacheError, match="mode 770: others may write"):
         cache_folder()
     cache_folder_path = tmp_path / "pikv"
     cache_folder_path.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     cache_folder_path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(NativeBuildError, match="not a plain folder"):
+    with pytest.raises(CacheError, match="not a plain folder"):
         cache_folder()
 
 
@@ -154,7 +155,7 @@ def test_cache_of_somebody_else_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PIKV_CACHE", str(tmp_path))
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
-    with pytest.raises(NativeBuildError, match=f"belongs to user {owner}, not to {owner + 1}"):
+    with pytest.raises(CacheError, match=f"belongs to user {owner}, not to {owner + 1}"):
         cache_folder()
 
 
@@ -179,12 +180,12 @@ def test_a_library_that_disagrees_is_refused(monkeypatch):
     monkeypatch.setattr(
         native_runner, "source", lambda n: source(n).replace("* (a[TERMS + i] + 1)", "* (a[TERMS + i] + 2)")
     )
-    with pytest.raises(NativeBuildError, match=r"disagrees with numpy in control\.globals"):
+    with pytest.raises(CacheError, match=r"disagrees with numpy in control\.globals"):
         NativeRunner(PolicyNetwork.random((8,)))
 
 
 @needs_compiler
 def test_compiler_errors_are_one_line():
-    with pytest.raises(NativeBuildError, match=r"failed with status 1: .*error") as caught:
+    with pytest.raises(CacheError, match=r"failed with status 1: .*error") as caught:
         toolchain.load_library("int broken(")
     assert "\n" not in str(caught.value)

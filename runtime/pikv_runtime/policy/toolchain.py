@@ -6,10 +6,11 @@ import ctypes
 import hashlib
 import os
 import shutil
-import stat
 import subprocess
 import tempfile
 from pathlib import Path
+
+from pikv_runtime.private_cache import CacheError, cache_folder, check_private
 
 # No -ffast-math: NaN must stay NaN. The two -fno- flags only say that nobody reads errno or traps.
 FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC")
@@ -30,44 +31,19 @@ def find_compiler() -> str:
     raise NativeBuildError(f"no C compiler on PATH (looked for {', '.join(COMPILERS)})")
 
 
-def cache_folder() -> Path:
-    """`${PIKV_CACHE:-${XDG_CACHE_HOME:-~/.cache}}/pikv`, private; code found there is executed.
-
-    Raises:
-        NativeBuildError: The folder belongs to somebody else, or others may write to it.
-    """
-    base = os.environ.get("PIKV_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(base).expanduser() / "pikv"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise NativeBuildError(f"cannot create the cache folder {folder}: {error.strerror}") from None
-    _check_private(folder, stat.S_ISDIR, "folder")
-    return folder
-
-
-def _check_private(path: Path, is_kind: object, kind: str) -> None:
-    info = path.lstat()
-    assert callable(is_kind)
-    if not is_kind(info.st_mode):
-        raise NativeBuildError(f"cache {path} is not a plain {kind}")
-    if info.st_uid != os.getuid():
-        raise NativeBuildError(f"cache {kind} {path} belongs to user {info.st_uid}, not to {os.getuid()}")
-    if info.st_mode & 0o022:
-        raise NativeBuildError(f"cache {kind} {path} has mode {stat.S_IMODE(info.st_mode):o}: others may write to it")
-
-
 def load_library(source: str) -> ctypes.PyDLL:
     """The shared library of `source`, from the cache or built now.
 
     The GIL is kept during calls: they take a microsecond, less than handing it over and back.
     """
-    folder, compiler = cache_folder(), find_compiler()
-    path = folder / f"policy-{_key(source, compiler)}.so"
-    if not path.exists():
-        _build(source, compiler, path)
-    _check_private(path, stat.S_ISREG, "file")
+    compiler = find_compiler()
+    try:
+        path = cache_folder() / f"policy-{_key(source, compiler)}.so"
+        if not path.exists():
+            _build(source, compiler, path)
+        check_private(path)
+    except CacheError as error:
+        raise NativeBuildError(str(error)) from None
     try:
         return ctypes.PyDLL(str(path))
     except OSError:
