@@ -180,12 +180,12 @@ def test_a_library_that_disagrees_is_refused(monkeypatch):
     monkeypatch.setattr(
         native_runner, "source", lambda n: source(n).replace("* (a[TERMS + i] + 1)", "* (a[TERMS + i] + 2)")
     )
-    with pytest.raises(CacheError, match=r"disagrees with numpy in control\.globals"):
+    with pytest.raises(NativeBuildError, match=r"disagrees with numpy in control\.globals"):
         NativeRunner(PolicyNetwork.random((8,)))
 
 
 @needs_compiler
 def test_compiler_errors_are_one_line():
-    with pytest.raises(CacheError, match=r"failed with status 1: .*error") as caught:
+    with pytest.raises(NativeBuildError, match=r"failed with status 1: .*error") as caught:
         toolchain.load_library("int broken(")
     assert "\n" not in str(caught.value)
