@@ -35,6 +35,7 @@ BUDGET_S, QUICK_BUDGET_S = 60.0, 12.0  # of wall time for serving; the rest take
 HELD_OUT = 0.2
 TRIMMED = 0.1  # share of iterations, the worst fitted, that the refit leaves out
 FEWEST_ITERATIONS = 60
+READS = slice(Price.READ_NATIVE, Price.SELECT_PAGE)
 TYPICAL_CODECS = 2  # of a decoding batch: native in the always-on set, and one rung outside
 
 # Units of the prices: what one of each is.
@@ -88,6 +89,25 @@ def fit_prices(features: F8, seconds: F8, seed: int = 0) -> Fit:
         wrong = _errors(features, columns, seconds)
         keep = ~held_out & (wrong <= np.quantile(wrong[~held_out], 1.0 - TRIMMED))
     return Fit(columns, keep, held_out)
+
+
+def merge_reads(features: F8, relative: F8) -> F8:
+    """Features with the reads of all codecs in the native column, each weighed by its `relative` (4,) kernel time.
+
+    Pages of all codecs come and go together, so iterations tell what reading costs, and hardly what one codec costs
+    more than another; a micro-benchmark of the kernel tells that.
+    """
+    merged = features.copy()
+    merged[:, READS] = 0.0
+    merged[:, Price.READ_NATIVE] = features[:, READS] @ relative
+    return merged
+
+
+def split_reads(columns: F8, relative: F8) -> F8:
+    """The inverse for fitted prices: every codec's read price."""
+    split = columns.copy()
+    split[READS] = columns[Price.READ_NATIVE] * relative
+    return split
 
 
 def _solve(relative: F8) -> F8:
@@ -168,12 +188,12 @@ def _serve_all(model: Any, quick: bool, on_phase: Callable[[int, int], None] | N
 def _prices(model: Any, log: IterationLog) -> tuple[F8, float]:
     """Fitted and completed prices (len(FITTED),), and the error on iterations that the fit never saw."""
     features, seconds = log.arrays()
-    fit = fit_prices(features, seconds)
-    columns = fit.columns.copy()
     geometry, now = geometry_of_model(model), stopwatch(model)
-    for price, codec in zip(range(Price.READ_NATIVE, Price.SELECT_PAGE), CODECS, strict=True):
-        if columns[price] <= 0:
-            columns[price] = microbench.read_price(codec, geometry, log.page_tokens, now)
+    kernel_s = np.array([microbench.read_price(codec, geometry, log.page_tokens, now) for codec in CODECS])
+    fit = fit_prices(merge_reads(features, kernel_s / kernel_s[0]), seconds)
+    columns = split_reads(fit.columns, kernel_s / kernel_s[0])
+    if columns[Price.READ_NATIVE] <= 0:
+        columns[READS] = kernel_s
     if columns[Price.SELECT_PAGE] <= 0:
         columns[Price.SELECT_PAGE] = microbench.select_price(geometry, ROUTER, now)
     if columns[Price.ENCODE_PAGE] <= 0:

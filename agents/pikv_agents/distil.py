@@ -20,6 +20,7 @@ from pikv_runtime.control_views import make_view
 from pikv_runtime.controllers import make_policy
 
 STEPS, BATCH, RATE = 1500, 256, 3e-3
+PAST_END = 0.1
 
 
 def start_actions(
@@ -31,6 +32,15 @@ def start_actions(
     for groups, globals_ in told:
         rows.append(encode_control(policy.decide(Telemetry(groups, globals_), control), encoder))
     return np.stack(rows).astype(np.float32)
+
+
+def beyond_ends(actions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Actions (S, A) with those at an end of their range moved past it by `PAST_END`.
+
+    The network's answer is clipped, so this asks for the same. On the very end, half of its error would fall inside
+    the range, and reading 98 % of the pages costs more than reading all of them: what is read must then be chosen.
+    """
+    return np.where(np.abs(actions) >= 1, np.sign(actions) * (1 + PAST_END), actions).astype(np.float32)
 
 
 def distil(model: BaseAlgorithm, observations: NDArray[np.float32], actions: NDArray[np.float32], seed: int) -> float:

@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from pikv_agents.checkpoints import load_checkpoint
-from pikv_agents.distil import distil
+from pikv_agents.distil import beyond_ends, distil
 from pikv_agents.learners import LEARNERS
 from pikv_agents.levers import LeverEnv, Levers, choose_levers
 from pikv_agents.presets import TrainConfig
@@ -178,6 +178,8 @@ def saving_env(config: TrainConfig, pool: WorkloadPool, found: Survey) -> tuple[
 def build(config: TrainConfig, env: VecEnv, found: Survey, levers: Levers | None) -> BaseAlgorithm:
     """The learner, whose first policy does what the start does."""
     actions = found.actions if levers is None else found.actions[:, levers.columns]
+    if config.env.control != "discrete":
+        actions = beyond_ends(actions)
     model = LEARNERS[config.learner](env, config, (found.mean, found.std), actions[0])
     if np.ptp(actions, axis=0).max() > 0:
         distil(model, found.observations, actions, config.seed)
