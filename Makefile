@@ -41,7 +41,7 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-gpu-check: 
+gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
 
 clean:
