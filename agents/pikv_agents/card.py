@@ -23,7 +23,8 @@ def make_card(
         f"A policy for the KV cache of Mixture-of-Experts models: control view `{network.view}`, {widths}, "
         f"{network.activation}. It decides every {provenance['interval_s']:g} s.",
         "## Use",
-        f'    import pikv_runtime as pikv\n    policy = pikv.load_policy("trained_policies/{name}-{version}")  # or wherever the folder lies\n'
+        "    import pikv_runtime as pikv\n"
+        f'    policy = pikv.load_policy("trained_policies/{name}-{version}")  # or wherever the folder lies\n'
         "    control = policy.decide(telemetry)",
         "## Training",
         _training(provenance, training),
