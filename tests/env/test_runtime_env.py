@@ -88,11 +88,13 @@ def test_checkers_accept_every_control_view(control: str) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_same_seed_same_episode_other_seed_another(ranks: int) -> None:
-    first, again, other = (episode(make(ranks=ranks), seed) for seed in (3, 3, 4))
+    first, again = (episode(make(ranks=ranks), 3) for _ in range(2))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert first[2]["episode_cost"] == again[2]["episode_cost"]
-    assert not np.array_equal(first[1], other[1])
+    # Two seeds may draw one of the two workloads, and caps that do not bind.
+    others = (episode(make(ranks=ranks), seed)[1] for seed in range(4, 12))
+    assert any(not np.array_equal(first[1], other) for other in others)
 
 
 @pytest.mark.parametrize("control", list(VIEWS))
