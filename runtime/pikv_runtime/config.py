@@ -37,7 +37,7 @@ class RuntimeConfig:
     sink_pages: int = 1
     """Pages at the start of a request that are always read and never evicted."""
     window_pages: int = 2
-    """Recent pages that are always read and never evicted (a policy may change it)."""
+    """Recent pages that are always read and never evicted, where no policy decides."""
     layer_groups: int = 4
     """Layer groups that control steers apart; clipped to the model's layers."""
     slots: int = 16

@@ -88,7 +88,7 @@ class CostBreakdown:
     resident_bytes_by_rank: list[int]
     """At the moment."""
     audit_bytes: int
-    """Bytes of exact shadows, kept beside the cache; 0 in traces."""
+    """Most bytes of exact shadows at a time, kept beside the cache on this process's ranks; 0 in traces."""
     hit_share: float
     """Share of admitted prompt tokens found in the cache."""
     wished_mass_share: float

@@ -89,7 +89,7 @@ class Engine:
             model = load_model(model)[0]
         self.model, self.config, self.clock = model, config, clock
         self.transport = transport if transport is not None else LocalTransport(ranks)
-        self.policy = as_policy(policy, config.ranker)
+        self.policy = as_policy(policy, config.ranker, config.window_pages)
         self.signals, self.lambdas = signals, lambdas
         self.prices = load_profile(profile).prices()
 
@@ -339,4 +339,4 @@ class Engine:
         """The episode's costs in physical units."""
         from pikv_runtime.costs import breakdown
 
-        return breakdown(self.ledger, 0, self.reference)
+        return breakdown(self.ledger, 0, self.reference, audit_bytes=self.runner.shadows.peak_bytes)

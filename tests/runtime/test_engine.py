@@ -12,7 +12,7 @@ import torch
 
 import pikv_runtime
 from pikv_runtime.config import RuntimeConfig
-from pikv_runtime.contract import Control
+from pikv_runtime.contract import Control, GlobalControl
 from pikv_runtime.engine import Engine
 from pikv_runtime.ledger import Tally
 from pikv_runtime.models import load_model
@@ -272,3 +272,12 @@ def test_the_names_outsiders_rely_on() -> None:
     assert pikv_runtime.Engine is Engine and pikv_runtime.load_policy is load_policy
     with pytest.raises(ValueError, match="no model at 'nowhere'"):
         pikv_runtime.load_model("nowhere")
+
+
+def test_without_a_policy_the_configured_window_is_in_force() -> None:
+    engine = Engine(embedded()[0], RuntimeConfig(window_pages=5, audit_share=1.0))
+    list(engine.run(workload()))
+    assert engine.ledger.control_globals[0, GlobalControl.WINDOW] == 5
+    longest = max(r.prompt_tokens + r.output_tokens for r in workload().requests)
+    layers, heads, width = 4, 2, 32
+    assert engine.costs().audit_bytes >= (longest - 1) * layers * heads * width * 4

@@ -15,6 +15,7 @@ class Shadows:
     def __init__(self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
         self._layers, self._shape, self._dtype = layers, (kv_heads, head_dim), dtype
         self._keys: dict[int, Tensor] = {}
+        self.peak_bytes = 0
 
     def __contains__(self, slot: object) -> bool:
         return slot in self._keys
@@ -46,3 +47,4 @@ class Shadows:
         if old is not None:
             grown[:, :have] = old
         self._keys[slot] = grown
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)

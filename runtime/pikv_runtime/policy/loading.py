@@ -106,15 +106,15 @@ class _Function:
         return out
 
 
-def as_policy(policy: PolicyLike, ranker: str) -> Policy:
-    """The policy that `policy` stands for; None: nothing lossy, in the order of `ranker`.
+def as_policy(policy: PolicyLike, ranker: str, window_pages: int) -> Policy:
+    """The policy that `policy` stands for; None: nothing lossy, `ranker`'s order, that many recent pages always read.
 
     Raises:
         BundleError, UnknownNameError: See `load_policy`.
         TypeError: Nothing that decides.
     """
     if policy is None:
-        return make_policy(f"capped_exact/{ranker}")
+        return make_policy(f"static:window={window_pages}/{ranker}")
     if isinstance(policy, str | os.PathLike):
         return load_policy(policy)
     if isinstance(policy, Policy):
