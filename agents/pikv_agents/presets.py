@@ -86,7 +86,7 @@ class TrainConfig:
 DEFAULT = TrainConfig()
 QUICK = TrainConfig(
     env=EnvConfig(horizon_s=600.0, workloads=4, pressure=(1.0, 4.0), ranks=2),
-    steps=80_000,
+    steps=120_000,
     num_envs=32,
     rollout=128,
     batch_size=512,

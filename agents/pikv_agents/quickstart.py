@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class QuickstartConfig:
     training: TrainConfig = QUICK
     pressure: float = 2.0
     """Working set over cap, in evaluation and live run."""
-    seeds: int = 5
+    seeds: int = 8
     """Workloads of the evaluation."""
     live_load: float = 0.12
     live_horizon_s: float = 40.0
@@ -223,6 +224,7 @@ class Quickstart:
                 command=self.command,
                 overwrite=True,
             )
+            shutil.rmtree(self.out / "draft")  # the same weights, without their evaluation
             section = bundles.describe(path)
             section["decision_us"]["sb3_predict"] = result.predict_us
             self.summary["policy"] = section
