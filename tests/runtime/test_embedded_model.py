@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from pikv_runtime.models import EMBEDDED, load_model
 from pikv_runtime.models.training.architecture import EMBEDDED_DIRECTORY
 from pikv_runtime.models.training.evaluate import bits_per_byte, load, recall
 from pikv_runtime.models.training.probes import PROBES
@@ -102,3 +104,18 @@ def test_probes_ask_at_their_distance(kind):
 @pytest.mark.parametrize("kind", ["prose", "code"])
 def test_held_out_documents_are_not_in_the_training_part(kind):
     assert set(documents(kind, "train")).isdisjoint(documents(kind, "heldout"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "not json", "missing weights"])
+def test_a_corrupt_model_is_refused_with_the_reason(tmp_path, damage):
+    copy = tmp_path / "model"
+    shutil.copytree(EMBEDDED, copy)
+    if damage == "truncated":
+        weights = (copy / "model.safetensors").read_bytes()
+        (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    elif damage == "not json":
+        (copy / "config.json").write_text("{")
+    else:
+        (copy / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"the model in {copy} cannot be loaded: .+"):
+        load_model(str(copy))

@@ -16,6 +16,7 @@ from pikv_runtime.contract import Control, GlobalControl
 from pikv_runtime.engine import Engine
 from pikv_runtime.ledger import Tally
 from pikv_runtime.models import load_model
+from pikv_runtime.models.segments import CacheView
 from pikv_runtime.policy import BundleError, PolicyNetwork, load_policy, save_bundle
 from pikv_runtime.registry import UnknownNameError
 from pikv_runtime.requests import Request, RequestList, chain_hashes
@@ -88,6 +89,44 @@ class Watched(Engine):
             assert s.bytes_rank[0, rank] <= s.cap_bytes[0]
             self.most_bytes = max(self.most_bytes, stored)
         return super()._forward()
+
+
+class Loud(Engine):
+    """Keeps the logits and the first expert of every token."""
+
+    def load(self, *args, **kwargs):
+        super().load(*args, **kwargs)
+        self.said = {}
+
+    def _forward(self):
+        segments = self._segments()
+        logits, result = self.runner.logits(segments, CacheView.of(self.ledger))
+        experts = self.runner.gates.choices()
+        first = 0
+        for segment in sorted(segments, key=lambda s: (s.owner, not s.decode)):  # packed order
+            q = int(self.ledger.slot_request[0, segment.slot])
+            for k in range(len(segment.token_ids)):
+                self.said[q, segment.start + k] = logits[first + k], experts[:, first + k]
+            first += len(segment.token_ids)
+        return result
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_logits_and_experts_of_the_embedded_model_are_the_stock_cache_s(ranks: int) -> None:
+    engine = Loud(embedded()[0], RuntimeConfig(slots=4, max_batch_tokens=48, blocks=128), ranks=ranks)
+    list(engine.run(workload()))
+    for request in workload().requests:
+        ids = np.concatenate([request.prompt_ids, stock_tokens()[request.request_id]])
+        with torch.no_grad():
+            stock = embedded()[0](torch.from_numpy(ids).long()[None], output_router_logits=True)
+        computed = [at for q, at in engine.said if q == request.request_id]
+        assert max(computed) == len(ids) - 2 and len(computed) >= OUTPUT
+        for at in computed:
+            logits, experts = engine.said[request.request_id, at]
+            assert (logits - stock.logits[0, at]).abs().max() <= 1e-4
+            for layer, gate in enumerate(stock.router_logits):
+                top = gate[at].softmax(-1).topk(2)
+                assert top.values[0] - top.values[1] < 1e-5 or experts[layer] == top.indices[0]
 
 
 def run(config: RuntimeConfig, policy=None, ranks: int = 1, output: int = OUTPUT, **options):

@@ -20,17 +20,22 @@ def load_model(name: str) -> tuple[Any, Any]:
         `(model, tokenizer)`.
 
     Raises:
-        ValueError: There is no model under that name.
+        ValueError: There is no model under that name, or its files cannot be read; the reason is given.
     """
     path = EMBEDDED if name == "embedded" else Path(name)
     if not (path / "config.json").is_file():
         raise ValueError(f"no model at {name!r}: allowed are 'embedded' and directories with a config.json")
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _no_progress_bar():  # a few MB load in a blink
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-    return model.eval(), AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        with _no_progress_bar():  # a few MB load in a blink
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        return model.eval(), AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the model in {path} cannot be loaded: {reason}") from error
 
 
 @contextlib.contextmanager
