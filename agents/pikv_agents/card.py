@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pikv_agents.report.verdict import verdict
 from pikv_runtime.policy import PolicyNetwork
 
 
@@ -39,6 +40,7 @@ def make_card(
 def _training(provenance: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     rows = [
         ("families", ", ".join(provenance["families"])),
+        ("chosen by", ", ".join(provenance["validation"])),
         ("traces", provenance["traces"].get("model", "")),
         ("prices", f"profile {provenance['profile']}, geometry {provenance['geometry']}"),
         ("pressure", " to ".join(f"{p:g}" for p in provenance["pressure"])),
@@ -56,7 +58,12 @@ def _training(provenance: Mapping[str, Any], training: Mapping[str, Any]) -> str
 def _results(evaluation: Mapping[str, Any] | None) -> str:
     if not evaluation or not evaluation.get("families"):
         return "Not evaluated yet (`pikv evaluate`)."
-    lines = ["Less J is better; the range is a 95 % bootstrap interval over workloads.", ""]
+    lines = []
+    if "learned" in evaluation["iqm"]:
+        found = verdict(evaluation)  # type: ignore[arg-type]
+        gate = "passed" if found.promoted else "not passed"
+        lines += [f"{found.sentence} Promotion gate (wins, no family over 2 % worse than static_tuned): {gate}."]
+    lines += ["", "Less J is better; the range is a 95 % bootstrap interval over workloads.", ""]
     lines += ["| family | split | policy | J | interval | latency | memory | fidelity |", "|" + " --- |" * 8]
     for family, block in evaluation["families"].items():
         for policy, row in sorted(block["policies"].items(), key=lambda item: item[1]["J"]):

@@ -130,12 +130,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("pikv: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
-        if debug:
+    except (ValueError, OSError, RuntimeError) as error:
+        if debug or not _explained(error):
             raise
         print(f"pikv: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _explained(error: Exception) -> bool:
+    """Whether the error's text tells a user what is wrong; another RuntimeError is a defect and keeps its traceback."""
+    from pikv_runtime.transport import RankFailedError
+
+    return isinstance(error, ValueError | OSError | RankFailedError)
 
 
 def entry() -> NoReturn:

@@ -77,6 +77,9 @@ def evaluate(
     chosen: dict[str, PolicyLike] = {**(RIVALS if rivals is None else rivals)}
     if grid:
         chosen["static_global"] = _static_global(suite, grid, training, headroom, seeds, pressures)
+    for start in starts(policies):
+        if start not in chosen.values():
+            chosen[start] = start  # whoever learned nothing must not beat what it started from
     chosen |= policies
     if not chosen:
         raise ValueError("nothing to evaluate: give policies or rivals")
@@ -106,12 +109,19 @@ def evaluate(
     }
 
 
+def starts(policies: Mapping[str, PolicyLike]) -> list[str]:
+    """Heuristics that the bundles among `policies` were trained from."""
+    bundles = [load_bundle(p) for p in policies.values() if isinstance(p, str) and not is_spec(p)]
+    return [start for b in bundles if (start := b.manifest.provenance.get("start"))]
+
+
 def seen_families(policies: Mapping[str, PolicyLike]) -> set[str]:
-    """Families that the bundles among `policies` name in their provenance."""
+    """Families that the bundles among `policies` were trained on or chosen by."""
     seen: set[str] = set()
     for policy in policies.values():
         if isinstance(policy, str) and not is_spec(policy):
-            seen |= set(load_bundle(policy).manifest.provenance.get("families", ()))
+            provenance = load_bundle(policy).manifest.provenance
+            seen |= set(provenance.get("families", ())) | set(provenance.get("validation", ()))
     return seen
 
 

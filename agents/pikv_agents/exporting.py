@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -117,6 +119,11 @@ def make_provenance(run_dir: Path, checkpoint: Checkpoint, command: str) -> dict
         "pressure": env.get("pressure", []),
         "interval_s": config.get("interval_s", env.get("runtime", {}).get("interval_s", 2.0)),
     }
+
+
+def machine() -> str:
+    """Cores and processor."""
+    return f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
 
 
 def commit() -> str:

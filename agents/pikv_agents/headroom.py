@@ -68,7 +68,8 @@ def headroom(
         suite: Workloads; keeps what heuristics scored, for a later `evaluate`.
         families: Families to report.
         config: Size.
-        training: Families over which static-global is chosen; by default those of `families` that train.
+        training: Families over which static-global is chosen; by default those of `families` that train, or the
+            environment's.
         note: Told in words what is being done.
 
     Returns:
@@ -76,7 +77,7 @@ def headroom(
         `static_global`, `grid`, `heuristics`.
     """
     config = config or HeadroomConfig()
-    training = list(training or [f for f in families if FAMILIES[f].split == "train"] or families)
+    training = list(training or [f for f in families if FAMILIES[f].split == "train"] or suite.config.families)
     note(f"static settings on {', '.join(training)}")
     cells = [(f, p) for f in families for p in config.pressures]
     train_episodes = [Episode(f, s, p) for f in training for p in config.pressures for s in config.seeds]

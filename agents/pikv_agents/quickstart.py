@@ -6,8 +6,6 @@ found and leaves a file in the run's folder.
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +21,7 @@ from rich.console import Console
 
 from pikv_agents import bundles
 from pikv_agents.evaluation import RIVALS, evaluate
-from pikv_agents.exporting import commit, export
+from pikv_agents.exporting import commit, export, machine
 from pikv_agents.headroom import HeadroomConfig, headroom
 from pikv_agents.live import live_pool, live_section
 from pikv_agents.presets import QUICK, TrainConfig
@@ -283,8 +281,3 @@ def live_sentence(section: dict[str, Any]) -> str:
         f"Live, one run each on {section['ranks']} ranks: learned J {learned['J']:.3f}, {rival['policy']} "
         f"{rival['J']:.3f}: {abs(change):.1%} {word}."
     )
-
-
-def machine() -> str:
-    """Cores and processor."""
-    return f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"

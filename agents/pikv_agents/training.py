@@ -44,9 +44,9 @@ class TrainResult:
     """Of the learner's loop, evaluations included."""
     best_step: int
     """Of the checkpoint that is kept; 0: the start."""
-    start_J: float
-    """Mean J of the start on validation."""
-    best_J: float
+    start_J: float | None
+    """Mean J of the start on validation; None where the run was interrupted before it was known."""
+    best_J: float | None
     """Mean J of the kept checkpoint."""
     ratio: float
     """Geometric mean, over validation episodes, of its J over the start's: below 1 it improves."""
@@ -68,6 +68,8 @@ class TrainResult:
 
     def sentence(self) -> str:
         """The result in words."""
+        if self.start_J is None or self.best_J is None:
+            return f"Interrupted before {self.start} was played on validation: it is kept."
         if not self.improved:
             return f"No better than its start: {self.start} is kept (validation J {self.start_J:.4f})."
         return (
@@ -126,6 +128,7 @@ def describe(config: TrainConfig, library: TraceLibrary) -> dict[str, Any]:
     """The run's configuration as JSON values: all that a bundle's provenance needs."""
     return asdict(config) | {
         "gamma": config.gamma,
+        "validation": sorted({episode.family for episode in validation_episodes(config, library)}),
         "traces": {"model": library.model, "families": list(library.families), "contents": len(library)},
         "interval_s": config.env.runtime.interval_s,
     }
@@ -201,7 +204,7 @@ def _result(
         steps=int(model.num_timesteps),
         seconds=seconds,
         best_step=best["step"],
-        start_J=watch.start_J,
+        start_J=None if np.isnan(watch.start_J) else watch.start_J,
         best_J=best["evaluation"]["J"],
         ratio=best["evaluation"]["ratio"],
         interrupted=interrupted,

@@ -104,7 +104,7 @@ class Watch(BaseCallback):
         """Write the last checkpoint, and a best one if there is none yet; close the bar."""
         if self._bar is not None:
             self._bar.close()
-        unknown = {"J": float(self._base.mean()), "ratio": 1.0}
+        unknown = {"J": None if np.isnan(self.start_J) else self.start_J, "ratio": 1.0}
         self._save(model, "last", None)
         if not np.isfinite(self.best):
             self._save(model, "best", unknown)

@@ -54,7 +54,9 @@ def _serve(arguments: argparse.Namespace) -> None:
     if result["rank"] == 0:
         print_served(result)
         if arguments.json is not None:
-            arguments.json.write_text(json.dumps(result, indent=1))
+            partial = arguments.json.with_name(f".{arguments.json.name}.partial")
+            partial.write_text(json.dumps(result, indent=1))
+            partial.replace(arguments.json)  # a reader sees the old file or the whole new one
 
 
 def _verify(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -58,6 +59,8 @@ class Request:
                 f"request {self.request_id}: prompt_tokens={self.prompt_tokens} and "
                 f"output_tokens={self.output_tokens} must both be at least 1"
             )
+        if not 0 <= self.arrival_s < math.inf:
+            raise ValueError(f"request {self.request_id}: arrival_s={self.arrival_s}, must be finite and not negative")
         if not 0 <= self.class_id < CLASSES:
             raise ValueError(f"request {self.request_id}: class_id={self.class_id}, allowed 0..{CLASSES - 1}")
         if self.prompt_ids is not None and len(self.prompt_ids) != self.prompt_tokens:

@@ -27,6 +27,7 @@ from pikv_runtime.ledger import Status, Tally
 from pikv_runtime.ledger.blocks import drop_block, lookup
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.references import evict_page
+from pikv_runtime.ledger.schedule import preempt
 from pikv_runtime.ledger.victims import evict_cached
 
 CHAIN = 500 + np.arange(8, dtype=np.int64)
@@ -228,3 +229,18 @@ def test_a_request_in_prefill_shares_with_nobody_what_it_has_not_computed(ledger
     lg.plan(s, 0)
     assert s.req_hit_tokens[0, 1] == 8 * TOKENS
     drain(s, signals=BANK)
+
+
+@pytest.mark.parametrize("fan_out", [1.0, 0.5])
+def test_what_a_lossy_read_chose_is_not_exact_after_preemption_either(ledger, fan_out):
+    load(ledger, [twin(0, 8, output=25)])
+    steer(ledger, fan_out=fan_out)
+    iterate_until(ledger, lambda: ledger.req_generated[0, 0] >= 14, signals=BANK)
+    preempt(ledger, 0, slot_of(ledger, 0))
+    steer(ledger, fan_out=1.0)
+    iterate_until(ledger, lambda: ledger.req_generated[0, 0] >= 16, signals=BANK)
+    exact = ledger.block_exact[0, blocks_of(ledger, 0)]
+    prompt_blocks, redone = 8 // TOKENS, (8 + 14) // TOKENS
+    assert exact[:prompt_blocks].all()
+    assert exact[prompt_blocks:redone].all() == (fan_out == 1.0)
+    assert [find(ledger, 0, key) >= 0 for key in CHAIN[:redone]] == exact[:redone].astype(bool).tolist()

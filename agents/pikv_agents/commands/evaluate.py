@@ -50,12 +50,21 @@ class Evaluate(Command):
     def run(self) -> dict[str, Any]:
         """Print the tables, return the evaluation."""
 
-        from pikv_agents.commands.options import counted, default_threads, environment, open_library, playable
+        from pikv_agents.commands.options import (
+            at_least_one,
+            counted,
+            default_threads,
+            environment,
+            open_library,
+            origin,
+            playable,
+        )
         from pikv_agents.evaluation import evaluate
         from pikv_agents.report import tables
         from pikv_agents.rollout import Suite
         from pikv_agents.static_grid import QUICK_GRID, STATIC_GRID
 
+        at_least_one(seeds=self.seeds)
         library = open_library(self.library)
         families = playable(self.families, library, "test")
         update, close = counted("evaluate")
@@ -67,7 +76,7 @@ class Evaluate(Command):
             found = evaluate(
                 label(self.policies), suite, families, range(self.seeds), self.pressure,
                 grid=QUICK_GRID if self.quick else STATIC_GRID,
-                headroom=known, runner=self.runner,
+                headroom=known, runner=self.runner, meta=origin(),
             )  # fmt: skip
         finally:
             close()
@@ -82,4 +91,14 @@ def label(policies: tuple[str, ...]) -> dict[str, str]:
     from pikv_runtime.controllers import is_spec
 
     bundles = [p for p in policies if not is_spec(p)]
-    return {p if is_spec(p) else "learned" if len(bundles) == 1 else f"learned {Path(p).name}": p for p in policies}
+    names = [Path(p).name for p in bundles]
+    return {_label(p, names, is_spec(p)): p for p in policies}
+
+
+def _label(policy: str, names: list[str], spec: bool) -> str:
+    if spec:
+        return policy
+    if len(names) == 1:
+        return "learned"
+    name = Path(policy).name
+    return f"learned {name}" if names.count(name) == 1 else f"learned {policy}"

@@ -40,15 +40,32 @@ class Headroom(Command):
     def run(self) -> dict[str, Any]:
         """Print the table, return its rows."""
 
-        from pikv_agents.commands.options import counted, default_threads, environment, open_library, playable
+        from pikv_agents.commands.options import (
+            at_least_one,
+            counted,
+            default_threads,
+            environment,
+            open_library,
+            origin,
+            playable,
+        )
+        from pikv_agents.evaluation import ENV_FIELDS
         from pikv_agents.headroom import HeadroomConfig, headroom
         from pikv_agents.report import tables
         from pikv_agents.rollout import Suite
 
+        at_least_one(seeds=self.seeds)
         library = open_library(self.library)
         families = playable(self.families, library)
         update, close = counted("headroom")
-        env = environment(self.profile, self.geometry, self.quick, self.horizon_s, ranks=self.ranks)
+        env = environment(
+            self.profile,
+            self.geometry,
+            self.quick,
+            self.horizon_s,
+            ranks=self.ranks,
+            families=playable((), library, "train"),
+        )
         suite = Suite(library, env, self.threads or default_threads(), update)
         if self.quick:
             pressures = self.pressure if self.pressure != Headroom.pressure else (2.0,)
@@ -62,4 +79,4 @@ class Headroom(Command):
         console = tables.console()
         console.print(tables.headroom(found["rows"]))
         console.print(f"static_global: {found['static_global']}", highlight=False)
-        return found
+        return found | {"meta": origin() | {"env": {name: getattr(env, name) for name in ENV_FIELDS}}}

@@ -71,3 +71,19 @@ def counted(label: str) -> tuple[Callable[[int], None], Callable[[], None]]:
 def command_line() -> str:
     """What was typed, as far as it is a `pikv` command."""
     return shlex.join(["pikv", *sys.argv[1:]])
+
+
+def origin() -> dict[str, str]:
+    """Command, commit, machine and date: what a published number must name."""
+    from datetime import date
+
+    from pikv_agents.exporting import commit, machine
+
+    return {"command": command_line(), "commit": commit(), "machine": machine(), "date": date.today().isoformat()}
+
+
+def at_least_one(**values: int) -> None:
+    """Raise ValueError for the first value below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")

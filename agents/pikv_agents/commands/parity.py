@@ -48,6 +48,7 @@ class Parity(Command):
 
     def run(self) -> dict[str, Any]:
         """Run the levels and print what they found."""
+        from pikv_agents.commands.options import at_least_one
         from pikv_agents.report import tables
         from pikv_env import EnvConfig, WorkloadPool
         from pikv_env.builtin import resolve_library
@@ -56,6 +57,7 @@ class Parity(Command):
 
         if not self.level or set(self.level) - set("ab"):
             raise ValueError(f"level={self.level!r}: allowed are 'a', 'b' and 'ab'")
+        at_least_one(repeats=self.repeats, policies=len(self.policies))
         config = EnvConfig(
             families=(self.family,),
             horizon_s=self.horizon_s,

@@ -10,10 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from pikv_agents.report.schema import Evaluation, PolicyCosts, PolicyIqm, Role
-from pikv_agents.statistics import paired_difference
+from pikv_agents.statistics import iqm, paired_difference
 
 Outcome = Literal["wins", "ties", "loses"]
 Row = PolicyCosts | PolicyIqm
@@ -128,9 +126,10 @@ def _overall(evaluation: Evaluation, learned: str, best: str, counted: list[str]
     rows = [evaluation["families"][f]["policies"] for f in counted]
     tables = [[row.get(p, {}).get("scores", []) for row in rows] for p in (learned, best)]
     if all(len(a) == len(b) >= 2 for a, b in zip(*tables, strict=True)):
-        found = paired_difference(*tables)
-        words = f"95% interval of the paired difference {signed(found.low)} to {signed(found.high)}"
-        relative = found.value / float(np.mean(np.concatenate(tables[1])))
+        # The statistic by which the rival was chosen: with means, two overloaded workloads would decide.
+        found = paired_difference(*tables, statistic="iqm")
+        words = f"95% interval of the paired difference's IQM {signed(found.low)} to {signed(found.high)}"
+        relative = found.value / iqm(tables[1])
         return _sign(found.low, found.high), relative, words
     mine, theirs = evaluation["iqm"][learned], evaluation["iqm"][best]
     relative = mine["J"] / theirs["J"] - 1

@@ -73,8 +73,11 @@ def fill(s: Ledger, i: int, r: int, p: int) -> None:
     """Page `p` of slot `r` is full: bind its lineage and, if it may be shared, index it."""
     block = s.page_block[i, r, p]
     s.block_full[i, block] = 1
+    q = s.slot_request[i, r]
     s.block_exact[i, block] = 1 - s.slot_lossy[i, r]
-    key = s.req_hashes[i, s.slot_request[i, r], p]
+    if s.req_lossy[i, q] == 1 and (p + 1) * s.page_tokens > s.req_prompt[i, q]:
+        s.block_exact[i, block] = 0  # computed anew and exactly, but from tokens that a lossy read chose
+    key = s.req_hashes[i, q, p]
     sharable = s.block_exact[i, block] == 1 or s.share_lossy == 1
     if not sharable or key == 0 or not whole(s, i, block):
         return

@@ -181,6 +181,8 @@ def _admit(s: Ledger, i: int, r: int, q: int) -> bool:
 def preempt(s: Ledger, i: int, r: int) -> None:
     """Send slot `r`'s request back to the queue; it will be recomputed."""
     q = s.slot_request[i, r]
+    if s.slot_lossy[i, r] == 1:
+        s.req_lossy[i, q] = 1
     retire(s, i, r)
     s.slot_plan[i, r] = 0
     s.req_status[i, q] = Status.WAITING

@@ -155,6 +155,7 @@ class Ledger(NamedTuple):
     req_generated: I4
     req_hit_tokens: I4
     req_preempted: I4
+    req_lossy: I1  # it was preempted after lossy reads: what it had generated is not the exact continuation
     req_first_s: F8
     req_finish_s: F8
     req_loss: F8  # summed loss over audited tokens and layers
@@ -295,7 +296,7 @@ def _request_arrays(d: Dims) -> dict[str, NDArray]:
         "req_prompt", "req_output", "req_content", "req_generated", "req_hit_tokens", "req_preempted",
         "req_observed",
     )  # fmt: skip
-    small = ("req_class", "req_audited", "req_status")
+    small = ("req_class", "req_audited", "req_status", "req_lossy")
     return {
         "num_requests": np.zeros(d.lanes, np.int32),
         "req_hashes": np.zeros((*shape, d.pages), np.int64),
