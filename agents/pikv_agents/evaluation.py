@@ -73,6 +73,11 @@ def evaluate(
     Raises:
         ValueError: A family of the test split was seen in training, or no policy is given.
     """
+    for policy in policies.values():
+        if isinstance(policy, str):
+            load_policy(
+                policy, "numpy", guard=False
+            )  # a misspelt heuristic gets the closest name
     check_unseen(families, {*seen, *seen_families(policies)})
     chosen: dict[str, PolicyLike] = {**(RIVALS if rivals is None else rivals)}
     if grid:

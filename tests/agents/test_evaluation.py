@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import START, tiny_suite
+from tiny import START, tiny_library, tiny_suite, tiny_training
 
-from pikv_agents.evaluation import evaluate
+from pikv_agents.commands.evaluate import label
+from pikv_agents.evaluation import evaluate, starts
+from pikv_agents.exporting import export
 from pikv_agents.report.schema import check_evaluation, check_summary
 from pikv_agents.report.verdict import verdict
 from pikv_agents.rollout import Episode, Suite
+from pikv_agents.training import train
 from pikv_runtime.controllers import make_policy
 from pikv_runtime.policy import PolicyNetwork, save_bundle
+from pikv_runtime.registry import UnknownNameError
 
 EPISODES = [Episode(f, s, p) for f in ("facts-poisson", "code-bursty") for s in (0, 1) for p in (1.0, 4.0)]
 RIVALS = {"capped_exact": "capped_exact/lru", "lazy/h2o": "lazy/h2o"}
@@ -99,3 +103,21 @@ def test_a_test_family_seen_in_training_is_refused(suite, tmp_path):
         evaluate({"learned": str(path)}, suite, ("needle-onoff",), (0,), rivals={}, grid=())
     played = evaluate({"learned": str(path)}, suite, ("code-bursty",), (0,), rivals={}, grid=(), runner="numpy")
     assert played["roles"] == {"learned": "learned"}
+
+
+def test_a_misspelt_heuristic_gets_the_closest_name():
+    with pytest.raises(UnknownNameError, match="unknown policy 'lazzy': did you mean 'lazy'"):
+        evaluate({"mine": "lazzy/h2o"}, tiny_suite(), ("needle-onoff",), (0,))
+
+
+def test_whoever_learned_nothing_meets_its_start(tmp_path):
+    result = train(tiny_training(), tiny_library(), tmp_path / "run", tracking="disabled", progress=False)
+    bundle = str(export(result.run_dir, tmp_path / "mine-0.1"))
+    assert starts({"learned": bundle, "lazy/h2o": "lazy/h2o"}) == [START]
+    found = evaluate({"learned": bundle}, tiny_suite(), ("needle-onoff",), (0, 1), rivals={}, grid=())
+    assert set(found["iqm"]) == {START, "learned"}
+
+
+def test_bundles_of_one_name_stay_apart():
+    assert set(label(("a/q-0.1", "b/q-0.1", "lazy/h2o"))) == {"learned a/q-0.1", "learned b/q-0.1", "lazy/h2o"}
+    assert set(label(("a/q-0.1",))) == {"learned"}

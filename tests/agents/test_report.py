@@ -242,3 +242,18 @@ def test_terminal_tables(summary, table, words):
     console.print(table(summary))
     text = console.export_text()
     assert all(word in text for word in words)
+
+
+def test_one_overloaded_workload_does_not_decide():
+    scores = {"learned": [1.0] * 9 + [2.0], "lazy/h2o": [0.98] * 9 + [40.0]}
+    rows = {
+        name: {"J": sum(js) / 10, "latency": 1.0, "memory": 0.0, "fidelity": 1.0, "scores": js}
+        for name, js in scores.items()
+    }
+    iqm = {name: {"J": js[0]} for name, js in scores.items()}
+    evaluation = {
+        "lambda1": 0.25, "lambda2": 10.0, "seeds": list(range(10)), "iqm": iqm,
+        "families": {"needle-onoff": {"split": "test", "policies": rows}},
+    }  # fmt: skip
+    found = verdict(check_evaluation(evaluation))
+    assert found.outcome != "wins" and found.relative == pytest.approx(0.02 / 0.98, rel=1e-6)

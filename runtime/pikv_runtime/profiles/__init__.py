@@ -76,7 +76,8 @@ class Profile:
 def _load(kind: str, name: str | Path) -> dict:
     path = Path(name) if str(name).endswith(".json") else FOLDER / kind / f"{name}.json"
     if not path.exists():
-        raise UnknownNameError(kind, str(name), sorted(p.stem for p in (FOLDER / kind).glob("*.json")))
+        what = {"machines": "profile", "geometries": "geometry"}[kind]
+        raise UnknownNameError(what, str(name), sorted(p.stem for p in (FOLDER / kind).glob("*.json")))
     return json.loads(path.read_text())
 
 
