@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 import sys
 
-import numpy as np
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def one_random_state() -> None:
     random.seed(0)
-    np.random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
