@@ -1,4 +1,4 @@
-"""PiKV environments: importing this registers `PiKV/Trace-v0`, `PiKV/Runtime-v0` and `PiKV/RuntimeWall-v0`."""
+"""PiKV environments: importing this registers `PiKV/Trace-v0`, `PiKV/Runtime-v0` and variants of both."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from gymnasium.envs.registration import register
 # Name -> module: resolved on first use, so that registering costs neither torch nor numba.
 _EXPORTS = {
     "EnvConfig": "pikv_env.config",
+    "EpisodeRecord": "pikv_env.episode_record",
+    "EpisodeRecorder": "pikv_env.episode_record",
+    "RecordEpisodes": "pikv_env.record_wrapper",
+    "Replayer": "pikv_env.replay",
     "TraceBatch": "pikv_env.batch",
     "TraceEnv": "pikv_env.trace_env",
     "TraceLibrary": "pikv_env.traces",
@@ -24,6 +28,12 @@ register(
     "PiKV/Trace-v0",
     entry_point="pikv_env.trace_env:TraceEnv",
     vector_entry_point="pikv_env.vector:TraceVectorEnv",
+)
+register(
+    "PiKV/TraceConstrained-v0",
+    entry_point="pikv_env.trace_env:TraceEnv",
+    vector_entry_point="pikv_env.vector:TraceVectorEnv",
+    kwargs={"fidelity_floor": 0.95, "slo": 0.9},
 )
 register("PiKV/Runtime-v0", entry_point="pikv_env.runtime_env:RuntimeEnv")
 register(

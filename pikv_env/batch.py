@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pikv_env.config import EnvConfig
+from pikv_env.constraints import CONSTRAINTS, Constraints
+from pikv_env.fingerprints import pool_fingerprint
 from pikv_env.pool import Prepared, WorkloadPool
 from pikv_env.snapshot import OWN, LaneState, restore_lane, save_lane
 from pikv_env.traces.library import TraceLibrary
@@ -39,7 +41,8 @@ def step_lanes(s: Ledger, low: int, high: int, bank: Bank, limit_s, groups: F4, 
 
 
 class TraceBatch:
-    """n episodes side by side. A step is one control interval; the reward is minus its charge.
+    """n episodes side by side. A step is one control interval; the reward is minus its charge (of the terms that no
+    constraint takes the place of).
 
     A lane that is over stays as it is, at reward 0, until it is reset.
 
@@ -80,6 +83,9 @@ class TraceBatch:
         self.before = np.zeros((n, len(Tally)))  # tallies at the interval's start
         self.scale = np.ones((n, 3))  # denominators of latency, memory and loss
         self.parts = np.zeros((n, 3))  # latency, memory and loss of the last interval
+        self.constraints = Constraints(config)
+        self.spent = np.zeros((n, len(CONSTRAINTS)))  # of the constraints' budgets, in the episode so far
+        self.spending, self.costs = np.zeros_like(self.spent), np.zeros_like(self.spent)  # of the last interval
         self.workload = np.zeros(n, np.int64)  # number in the pool
         self.pressure = np.zeros(n)
         self.elapsed = np.zeros(n, np.int64)  # steps of the episode so far
@@ -118,6 +124,7 @@ class TraceBatch:
         self.scale[i] = denominators(prepared.reference, self.cap_total(i))
         self.limit_s[i] = config.horizon_s * (1 + config.drain)
         self.before[i] = self.parts[i] = 0.0
+        self.spent[i] = self.spending[i] = self.costs[i] = 0.0
         self.elapsed[i] = 0
         self.done[i] = False
         write_telemetry(self.state, i, self.groups[i], self.globals[i])
@@ -148,7 +155,9 @@ class TraceBatch:
         self.elapsed += running
         self.parts = charges(self.state.tally - self.before, self.scale)
         self.before[:] = self.state.tally
-        rewards: Floats = -weigh(self.parts, self.state.lambdas)
+        if self.constraints:
+            self._spend()
+        rewards: Floats = -weigh(self.parts * self.constraints.rewarded, self.state.lambdas)
         return rewards
 
     def score(self, i: int) -> Score:
@@ -162,11 +171,17 @@ class TraceBatch:
 
     def get_state(self, i: int) -> LaneState:
         """A copy of lane `i`, from which `set_state` continues identically."""
-        return save_lane(i, self.state, self._own(), self.rngs[i])
+        return save_lane(i, self.state, self._own(), self.rngs[i], pool_fingerprint(self.pool))
 
     def set_state(self, i: int, state: LaneState) -> None:
         """Continue lane `i` from `state`; raises ValueError where it comes from another pool."""
-        restore_lane(i, state, self.state, self._own(), self.rngs[i])
+        restore_lane(i, state, self.state, self._own(), self.rngs[i], pool_fingerprint(self.pool))
+
+    def _spend(self) -> None:
+        """Account for the interval just ended: what was spent of the constraints' budgets, and beyond them."""
+        after = self.constraints.spent(self.state, self.scale[:, 2], self.done)
+        self.spending, self.costs = after - self.spent, self.constraints.costs(self.spent, after)
+        self.spent[:] = after
 
     def _own(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name) for name in OWN}

@@ -38,6 +38,10 @@ class EnvConfig:
     """Longest drain, as a share of the horizon; who is unserved then is charged."""
     workloads: int = 12
     """Distinct workloads prepared; episodes draw from them."""
+    fidelity_floor: float | None = None
+    """Least F that an episode may have; loss below it is a cost beside the reward, see `constraints.py`."""
+    slo: float | None = None
+    """Least share of requests within both objectives of their class; the others are a cost beside the reward."""
     runtime: RuntimeConfig = field(
         default_factory=lambda: RuntimeConfig(codec="bf16", read="sparse", router="centroid", slots=16, blocks=4096)
     )
@@ -52,6 +56,10 @@ class EnvConfig:
                 raise ValueError(f"{name}=({low}, {high}): allowed 0 < low <= high")
         if self.load[1] > 0.85:
             raise ValueError(f"load up to {self.load[1]}: at most 0.85, or U has no fair latency")
+        for name in ("fidelity_floor", "slo"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value}: allowed 0 to 1, or None for no constraint")
         if self.ranks < 1 or self.workloads < 1 or self.horizon_s <= 0 or self.drain < 0:
             raise ValueError(
                 f"ranks={self.ranks}, workloads={self.workloads}, horizon_s={self.horizon_s}, drain={self.drain}: "

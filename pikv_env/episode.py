@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pikv_env.batch import TraceBatch
+from pikv_env.constraints import Constraints
 from pikv_runtime.costs import CostBreakdown, breakdown
+from pikv_runtime.objective import weigh
 from pikv_runtime.registry import UnknownNameError
 
 OPTIONS = ("workload", "pressure", "lambdas")
@@ -43,6 +48,35 @@ def reset_info(batch: TraceBatch, i: int) -> dict[str, Any]:
     }
 
 
+def interval_columns(batch: TraceBatch) -> dict[str, NDArray[np.float64]]:
+    """The last interval of all lanes, (n,) each: the charge, its parts before the λ's, and costs where constrained."""
+    charge = weigh(batch.parts, batch.state.lambdas)
+    parts = dict(zip(PARTS, (charge, *batch.parts.T.copy()), strict=True))
+    return parts | costs_by_name(batch.constraints, batch.costs.T, batch.spending.T)
+
+
+def interval_info(batch: TraceBatch, i: int) -> dict[str, float]:
+    """The same of lane `i`."""
+    charge = float(weigh(batch.parts[i], batch.state.lambdas[i]))
+    parts = dict(zip(PARTS, (charge, *batch.parts[i].tolist()), strict=True))
+    return parts | costs_by_name(batch.constraints, batch.costs[i], batch.spending[i])
+
+
+def costs_by_name(constraints: Constraints, costs: NDArray[Any], spent: NDArray[Any]) -> dict[str, Any]:
+    """`cost`, the sum of `costs` (2, ...), and by constraint `cost_*` and `spent_*`; empty without constraints."""
+    if not constraints:
+        return {}
+    named: dict[str, Any] = {"cost": costs[constraints.columns].sum(axis=0)}
+    for name, k in zip(constraints.limits, constraints.columns, strict=True):
+        named |= {f"cost_{name}": costs[k].copy(), f"spent_{name}": spent[k].copy()}
+    return {name: float(value) if np.ndim(value) == 0 else value for name, value in named.items()}
+
+
+def total_costs(constraints: Constraints, spent: NDArray[np.float64]) -> dict[str, float]:
+    """Costs of an episode in which `spent` (2,) was spent."""
+    return costs_by_name(constraints, constraints.costs(np.zeros_like(spent), spent), spent)
+
+
 def costs(batch: TraceBatch, i: int) -> CostBreakdown:
     """Lane `i`'s episode so far in physical units."""
     return breakdown(batch.state, i, batch.prepared(i).reference)
@@ -59,6 +93,7 @@ def episode_info(batch: TraceBatch, i: int) -> dict[str, Any]:
         "lambda1": score.lambda1,
         "lambda2": score.lambda2,
         "steps": int(batch.elapsed[i]),
+        **total_costs(batch.constraints, batch.spent[i]),
         **costs(batch, i).counters,
     }
     return {**reset_info(batch, i), "episode_cost": summary}

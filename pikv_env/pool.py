@@ -79,7 +79,7 @@ class WorkloadPool:
     """
 
     def __init__(self, library: TraceLibrary, config: EnvConfig, seed: int) -> None:
-        self.config, self.library = config, library
+        self.config, self.library, self.seed = config, library, seed
         self.profile, geometry = load_profile(config.profile), load_geometry(config.geometry)
         self.shape: Shape = geometry.shape(config.runtime.page_tokens)
         self.prices = self.profile.prices()

@@ -6,6 +6,7 @@ model clock the environment is deterministic; on the wall clock time is measured
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +18,13 @@ from gymnasium.error import ResetNeeded
 from pikv_env.batch import TraceBatch
 from pikv_env.builtin import make_config, resolve_library
 from pikv_env.config import EnvConfig
-from pikv_env.episode import PARTS, reset_info, reset_lane
+from pikv_env.constraints import CONSTRAINTS
+from pikv_env.episode import PARTS, costs_by_name, reset_info, reset_lane, total_costs
 from pikv_env.pool import WorkloadPool
+from pikv_env.rendering import RENDER_METADATA, Screen
 from pikv_env.spaces import Actions, PolicySpaces
+from pikv_env.specification import Specified
+from pikv_env.terms import Description, describe
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import Array, Control, Telemetry, clip_control
 from pikv_runtime.costs import CostBreakdown
@@ -28,10 +33,10 @@ from pikv_runtime.objective import charges, denominators, weigh
 from pikv_runtime.transport import Transport
 
 # Live serving costs real seconds: a few minutes of model time make a useful episode.
-LIVE = {"horizon_s": 60.0, "workloads": 2}
+LIVE = EnvConfig(horizon_s=60.0, workloads=2)
 
 
-class RuntimeEnv(gym.Env[Array, Actions]):
+class RuntimeEnv(Specified, gym.Env[Array, Actions]):
     """Serving with a real MoE model.
 
     Args:
@@ -42,11 +47,11 @@ class RuntimeEnv(gym.Env[Array, Actions]):
         config: what episodes are made of (by default a minute of arrivals).
         seed, pool: as for `TraceEnv`.
         transport: ranks in other processes; by default this process plays `ranks` virtual ones.
-        render_mode: must be None.
+        render_mode: None, "rgb_array" (an image) or "ansi" (text).
         **fields: fields of `EnvConfig` to change.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own attribute
+    metadata = RENDER_METADATA
 
     def __init__(
         self,
@@ -55,7 +60,7 @@ class RuntimeEnv(gym.Env[Array, Actions]):
         model: Any = "embedded",
         clock: Literal["model", "wall"] = "model",
         signals: Literal["live", "recorded"] = "live",
-        config: EnvConfig | None = None,
+        config: EnvConfig | Mapping[str, Any] | None = None,
         seed: int = 0,
         pool: WorkloadPool | None = None,
         transport: Transport | None = None,
@@ -65,10 +70,10 @@ class RuntimeEnv(gym.Env[Array, Actions]):
         for name, value, allowed in (("signals", signals, ("live", "recorded")), ("clock", clock, ("model", "wall"))):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}: allowed are {allowed[0]!r} and {allowed[1]!r}")
-        self.config = make_config(config or EnvConfig(**LIVE), **fields)  # type: ignore[arg-type]
+        self.config = make_config(config, LIVE, **fields)
         if transport is not None and transport.world != self.config.ranks:
             raise ValueError(f"the transport has {transport.world} ranks, the configuration {self.config.ranks}")
-        self.render_mode = render_mode
+        self.render_mode, self.screen = render_mode, Screen(render_mode)
         # Draws episodes, runs their reference U; never stepped.
         self.batch = TraceBatch(resolve_library(library), self.config, 1, seed, pool)
         if isinstance(model, str):
@@ -104,8 +109,11 @@ class RuntimeEnv(gym.Env[Array, Actions]):
         self._scale = denominators(prepared.reference, float(cap) * self.config.ranks)
         self._before = self.engine.ledger.tally[0].copy()
         self._control = Control.neutral(self.batch.num_groups)
+        self._spent = np.zeros(len(CONSTRAINTS))
         self._over = False
-        return self._observation(), reset_info(self.batch, 0)
+        info = reset_info(self.batch, 0)
+        self.screen.restart("PiKV/Runtime-v0", info, self.config.horizon_s, self.engine.ledger)
+        return self._observation(), info
 
     def step(self, action: Actions) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Ask for the control of the next interval and serve it."""
@@ -129,11 +137,15 @@ class RuntimeEnv(gym.Env[Array, Actions]):
         tally = engine.ledger.tally[0]
         parts = charges(tally - self._before, self._scale)
         self._before = tally.copy()
-        cost = float(weigh(parts, engine.ledger.lambdas[0]))
-        info: dict[str, Any] = dict(zip(PARTS, (cost, *parts.tolist()), strict=True))
+        lambdas = engine.ledger.lambdas[0]
+        charge = float(weigh(parts, lambdas))
+        info: dict[str, Any] = dict(zip(PARTS, (charge, *parts.tolist()), strict=True))
+        info |= self._interval_costs()
+        self.screen.add(engine.ledger, 0, lambda: engine.score().J)
         if self._over:
             info["episode_cost"] = self._episode_cost()
-        return self._observation(), -cost, self._over, False, info
+        reward = -float(weigh(parts * self.batch.constraints.rewarded, lambdas))
+        return self._observation(), reward, self._over, False, info
 
     @property
     def telemetry(self) -> Telemetry:
@@ -145,6 +157,19 @@ class RuntimeEnv(gym.Env[Array, Actions]):
         """The episode so far in physical units."""
         breakdown: CostBreakdown = self._engine.costs()
         return breakdown
+
+    def describe(self) -> Description:
+        """Observation, action, reward and cost terms by name, with unit, range and meaning; `print` it."""
+        return describe(self.config, self.batch.num_groups)
+
+    @property
+    def cost_limits(self) -> dict[str, float]:
+        """What may be spent in an episode, by constraint; empty without constraints."""
+        return dict(self.batch.constraints.limits)
+
+    def render(self) -> Any:
+        """The cache so far, (720, 1280, 3) uint8 or text by `render_mode`; None without one."""
+        return self.screen.render()
 
     def close(self) -> None:
         """Let go of the engine."""
@@ -167,6 +192,15 @@ class RuntimeEnv(gym.Env[Array, Actions]):
                 f"the model is not of geometry {self.config.geometry!r}, which prices the workloads: {found}"
             )
 
+    def _interval_costs(self) -> dict[str, float]:
+        """Costs of the interval just ended, and what it spent; see `constraints.py`."""
+        constraints, before = self.batch.constraints, self._spent
+        if not constraints:
+            return {}
+        over = np.array([self._over])
+        self._spent = constraints.spent(self._engine.ledger, self._scale[2:], over)[0]
+        return costs_by_name(constraints, constraints.costs(before, self._spent), self._spent - before)
+
     def _episode_cost(self) -> dict[str, Any]:
         score = self._engine.score()
         return {
@@ -176,6 +210,7 @@ class RuntimeEnv(gym.Env[Array, Actions]):
             "loss": score.loss,
             "lambda1": score.lambda1,
             "lambda2": score.lambda2,
+            **total_costs(self.batch.constraints, self._spent),
             **self.costs().counters,
         }
 

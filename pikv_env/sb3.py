@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,22 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from pikv_env.batch import TraceBatch
 from pikv_env.builtin import make_config, resolve_library
 from pikv_env.config import EnvConfig
-from pikv_env.episode import episode_info, reset_info, reset_lane
+from pikv_env.episode import PARTS, episode_info, interval_columns, reset_info, reset_lane
 from pikv_env.pool import WorkloadPool
 from pikv_env.spaces import Actions, PolicySpaces
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import Array
 
 TRACE_ID = "PiKV/Trace-v0"
+TRACE_IDS = (TRACE_ID, "PiKV/TraceConstrained-v0")
 Indices = int | Iterable[int] | None
 
 
 def make_sb3(env_id: str = TRACE_ID, num_envs: int = 1, **kwargs: Any) -> VecEnv:
     """An SB3 environment of `num_envs` lanes; `kwargs` as for `gymnasium.make`, for traces also `threads`."""
-    if env_id.removeprefix("pikv_env:") == TRACE_ID:
-        return TraceVecEnv(num_envs, **kwargs)
+    name = env_id.removeprefix("pikv_env:")
+    if name in TRACE_IDS:
+        return TraceVecEnv(num_envs, **{**gym.spec(name).kwargs, **kwargs})
     return DummyVecEnv([lambda: gym.make(env_id, **kwargs) for _ in range(num_envs)])
 
 
@@ -46,7 +48,7 @@ class TraceVecEnv(VecEnv):  # type: ignore[misc]
         num_envs: int = 1,
         library: TraceLibrary | str | Path | None = None,
         *,
-        config: EnvConfig | None = None,
+        config: EnvConfig | Mapping[str, Any] | None = None,
         seed: int = 0,
         pool: WorkloadPool | None = None,
         threads: int = 1,
@@ -85,6 +87,8 @@ class TraceVecEnv(VecEnv):  # type: ignore[misc]
         self._returns += rewards
         observation = self._observation()
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if self.batch.constraints:
+            self._tell_costs(infos)
         dones = self.batch.done.copy()
         if dones.any():
             observation = self._end(observation, dones, infos)
@@ -129,11 +133,17 @@ class TraceVecEnv(VecEnv):  # type: ignore[misc]
         for i in np.flatnonzero(over).tolist():
             episode = {"r": float(self._returns[i]), "l": int(self.batch.elapsed[i]), "t": elapsed_s}
             ended = {"terminal_observation": last[i], "TimeLimit.truncated": False, "episode": episode}
-            infos[i] = {**ended, **episode_info(self.batch, i)}
+            infos[i] |= {**ended, **episode_info(self.batch, i)}
             self._returns[i] = 0.0
             reset_lane(self.batch, i, None)
             self.reset_infos[i] = reset_info(self.batch, i)
         return self._observation()
+
+    def _tell_costs(self, infos: list[dict[str, Any]]) -> None:
+        """Costs beside the reward, where safe-RL learners look for them."""
+        told = {name: values.tolist() for name, values in interval_columns(self.batch).items() if name not in PARTS}
+        for i, info in enumerate(infos):
+            info.update((name, values[i]) for name, values in told.items())
 
     def _observation(self) -> Array:
         return self.spaces.observe(self.batch.groups, self.batch.globals)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from numpy.typing import NDArray
 from pikv_env.batch import TraceBatch
 from pikv_env.builtin import make_config, resolve_library
 from pikv_env.config import EnvConfig
-from pikv_env.episode import PARTS, episode_info, reset_info, reset_lane
+from pikv_env.episode import episode_info, interval_columns, reset_info, reset_lane
 from pikv_env.pool import WorkloadPool
+from pikv_env.rendering import RENDER_METADATA, Screen
 from pikv_env.spaces import Actions, PolicySpaces
+from pikv_env.specification import Specified
+from pikv_env.terms import Description, describe
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import Array
 
@@ -37,17 +41,17 @@ def seed_lanes(batch: TraceBatch, seed: Seeds) -> None:
             batch.seed_lane(i, int(own))
 
 
-class TraceVectorEnv(VectorEnv[Array, Actions, NDArray[np.float64]]):
+class TraceVectorEnv(Specified, VectorEnv[Array, Actions, NDArray[np.float64]]):
     """`num_envs` episodes side by side; arguments as for `TraceEnv`, and `threads`."""
 
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - Gymnasium's own
+    metadata = {**RENDER_METADATA, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - Gymnasium's own
 
     def __init__(
         self,
         num_envs: int = 1,
         library: TraceLibrary | str | Path | None = None,
         *,
-        config: EnvConfig | None = None,
+        config: EnvConfig | Mapping[str, Any] | None = None,
         seed: int = 0,
         pool: WorkloadPool | None = None,
         threads: int = 1,
@@ -56,6 +60,7 @@ class TraceVectorEnv(VectorEnv[Array, Actions, NDArray[np.float64]]):
     ) -> None:
         self.config = make_config(config, **fields)
         self.num_envs, self.render_mode = num_envs, render_mode
+        self.screens = [Screen(render_mode) for _ in range(num_envs if render_mode is not None else 0)]
         self.batch = TraceBatch(resolve_library(library), self.config, num_envs, seed, pool, threads)
         self.spaces = PolicySpaces(self.config.control, self.batch.num_groups)
         self.single_observation_space = self.spaces.observation_space
@@ -72,7 +77,7 @@ class TraceVectorEnv(VectorEnv[Array, Actions, NDArray[np.float64]]):
         seed_lanes(self.batch, seed)
         info: dict[str, Any] = {}
         for i in np.flatnonzero(mask).tolist():
-            reset_lane(self.batch, i, given)
+            self._restart(i, given)
             info = self._add_info(info, reset_info(self.batch, i), i)
         return self._observation(), info
 
@@ -85,24 +90,51 @@ class TraceVectorEnv(VectorEnv[Array, Actions, NDArray[np.float64]]):
         rewards = batch.step()
         every = np.ones(self.num_envs, np.bool_)
         info: dict[str, Any] = {}
-        for name, values in zip(PARTS, (-rewards, *batch.parts.T.copy()), strict=True):
+        for name, values in interval_columns(batch).items():
             info[name], info[f"_{name}"] = values, every
+        for lane, screen in enumerate(self.screens):
+            screen.add(batch.state, lane, partial(self._objective, lane))
         terminated = batch.done.copy()
         if terminated.any():
             info = self._end(info, terminated)
         return self._observation(), rewards, terminated, np.zeros(self.num_envs, np.bool_), info
 
+    def describe(self) -> Description:
+        """Observation, action, reward and cost terms of a lane by name, with unit, range and meaning."""
+        return describe(self.config, self.batch.num_groups)
+
+    @property
+    def cost_limits(self) -> dict[str, float]:
+        """What may be spent in an episode, by constraint; empty without constraints."""
+        return dict(self.batch.constraints.limits)
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One picture for each lane, see `TraceEnv.render`; None without a render mode.
+
+        A lane whose episode has just ended shows the start of its next one.
+        """
+        return tuple(screen.render() for screen in self.screens) if self.screens else None
+
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the batch's threads."""
         self.batch.close()
+
+    def _objective(self, lane: int) -> float:
+        return self.batch.score(lane).J
 
     def _end(self, info: dict[str, Any], over: NDArray[np.bool_]) -> dict[str, Any]:
         last = self._observation()
         for i in np.flatnonzero(over).tolist():
             end = {"final_obs": last[i], "final_info": episode_info(self.batch, i)}
             info = self._add_info(info, end, i)
-            reset_lane(self.batch, i, None)
+            self._restart(i, None)
         return info
+
+    def _restart(self, i: int, options: dict[str, Any] | None) -> None:
+        reset_lane(self.batch, i, options)
+        if self.screens:
+            episode = reset_info(self.batch, i)
+            self.screens[i].restart("PiKV/Trace-v0", episode, self.config.horizon_s, self.batch.state, i)
 
     def _observation(self) -> Array:
         return self.spaces.observe(self.batch.groups, self.batch.globals)

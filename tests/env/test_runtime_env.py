@@ -203,3 +203,25 @@ def test_steps_need_an_episode_and_closing_ends_it() -> None:
     env.close()
     with pytest.raises(ResetNeeded):
         env.step(action)
+
+
+def test_costs_pictures_and_terms_are_those_of_the_trace_environment() -> None:
+    config = replace(CONFIG, fidelity_floor=1.0, slo=0.9)
+    trace = TraceEnv(library(), config=config, pool=pool(), render_mode="rgb_array")
+    live = RuntimeEnv(library(), model=model(), config=config, pool=pool(), signals="recorded", render_mode="rgb_array")
+    assert str(live.describe()) == str(trace.describe()) and live.cost_limits == trace.cost_limits
+    for each in (trace, live):
+        each.action_space.seed(0)
+        each.reset(seed=1)
+    over, total = False, 0.0
+    while not over:
+        action = trace.action_space.sample()
+        _, reward, over, _, told = trace.step(action)
+        _, own_reward, own_over, _, own = live.step(action)
+        assert (own_over, own_reward) == (over, reward)
+        names = [name for name in told if name.startswith(("cost", "spent"))]
+        assert len(names) == 5 and [own[n] for n in names] == [told[n] for n in names]
+        total += own["cost"]
+    assert own["episode_cost"]["cost"] == pytest.approx(total) and total > 0
+    image, other = live.render(), trace.render()
+    np.testing.assert_array_equal(image[60:], other[60:])  # all but the title
