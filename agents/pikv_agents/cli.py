@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("pikv_agents.commands.train:Train", "learn a policy on recorded traces"),
     "evaluate": ("pikv_agents.commands.evaluate:Evaluate", "policies and their rivals on held-out workloads"),
     "export": ("pikv_agents.commands.export:Export", "a training run as a policy bundle"),
+    "env": ("pikv_agents.commands.env:Env", "an environment's observation, action, reward and cost terms"),
     "policies": ("pikv_agents.commands.policies:Policies", "list, show and verify policy bundles"),
     "run": ("pikv_agents.commands.run:Run", "serve a workload for real, under one policy or several"),
     "parity": ("pikv_agents.commands.parity:Parity", "the trace environment against the live runtime"),

@@ -10,17 +10,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pikv_agents.episode_record import Recorder
 from pikv_agents.levers import Levers
+from pikv_agents.timeline_recorder import TimelineRecorder
 from pikv_env.batch import TraceBatch
 from pikv_env.config import EnvConfig
 from pikv_env.episode import costs
+from pikv_env.episode_record import EpisodeRecord, EpisodeRecorder
 from pikv_env.pool import WorkloadPool
+from pikv_env.record_wrapper import write_record
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import Control, Telemetry
 from pikv_runtime.control_views import ControlView, observe
@@ -96,17 +99,25 @@ def run_jobs(
     lambdas: tuple[float, float] | None = None,
     timeline: bool = False,
     watch: Watcher | None = None,
+    keep: Callable[[int, EpisodeRecord], None] | None = None,
 ) -> list[Outcome]:
     """Run each job in a lane of its own, `batch.num_envs` at a time; lanes do not influence one another.
 
     `lambdas` are drawn from the batch's config if not given. `watch` is called after every step with the number of
-    the job in lane 0, the lanes that took the step, and the rewards of all lanes.
+    the job in lane 0, the lanes that took the step, and the rewards of all lanes. `keep` is called with the number
+    and the record of every job.
     """
     outcomes: list[Outcome] = []
     for start in range(0, len(jobs), batch.num_envs):
         part = jobs[start : start + batch.num_envs]
-        outcomes += _run_chunk(batch, part, lambdas, timeline, watch and partial(watch, start))
+        outcomes += _run_chunk(
+            batch, part, lambdas, timeline, watch and partial(watch, start), keep and _from(start, keep)
+        )
     return outcomes
+
+
+def _from(start: int, keep: Callable[[int, EpisodeRecord], None]) -> Callable[[int, EpisodeRecord], None]:
+    return lambda i, record: keep(start + i, record)
 
 
 def _run_chunk(
@@ -115,6 +126,7 @@ def _run_chunk(
     lambdas: tuple[float, float] | None,
     timeline: bool,
     watch: Callable[[list[int], NDArray[np.float64]], None] | None,
+    keep: Callable[[int, EpisodeRecord], None] | None,
 ) -> list[Outcome]:
     found: dict[int, Outcome] = {}
     for i, job in enumerate(jobs):
@@ -122,7 +134,8 @@ def _run_chunk(
     batch.done[len(jobs) :] = True  # spare lanes rest
     told = [Telemetry(batch.groups[i], batch.globals[i]) for i in range(len(jobs))]
     asked = [Control(batch.control_groups[i], batch.control_globals[i]) for i in range(len(jobs))]
-    recorders = [Recorder() for _ in jobs] if timeline else []
+    recorders = [TimelineRecorder() for _ in jobs] if timeline else []
+    episodes = [EpisodeRecorder(batch, i, _name(job.policy)) for i, job in enumerate(jobs)] if keep else []
     seconds, decisions = np.zeros(len(jobs)), np.zeros(len(jobs), np.int64)
     while len(found) < len(jobs):
         running = [i for i in range(len(jobs)) if i not in found]
@@ -137,11 +150,19 @@ def _run_chunk(
         for i in running:
             if timeline:
                 recorders[i].add(batch, i)
+            if keep:
+                episodes[i].add()
             if batch.done[i]:
                 decided = {"decision_us": 1e6 * seconds[i] / decisions[i], "decisions": float(decisions[i])}
-                name = getattr(jobs[i].policy, "name", "policy")
-                found[i] = _outcome(batch, i, decided, recorders[i].timeline(name) if timeline else None)
+                seen = recorders[i].timeline(_name(jobs[i].policy)) if timeline else None
+                found[i] = _outcome(batch, i, decided, seen)
+                if keep:
+                    keep(i, episodes[i].record())
     return [found[i] for i in range(len(jobs))]
+
+
+def _name(policy: Policy) -> str:
+    return getattr(policy, "name", "policy")
 
 
 def _outcome(batch: TraceBatch, i: int, decided: dict[str, float], timeline: dict[str, Any] | None) -> Outcome:
@@ -167,6 +188,7 @@ class Suite:
         config: Environment; its families, workloads and pressure are replaced by each episode's.
         threads: Lanes are stepped by so many threads; outcomes do not depend on it.
         progress: Called with the number of episodes that were finished.
+        records: Folder for an `EpisodeRecord` of every episode that is played; None: none are written.
     """
 
     def __init__(
@@ -175,8 +197,10 @@ class Suite:
         config: EnvConfig,
         threads: int = 1,
         progress: Callable[[int], None] | None = None,
+        records: Path | None = None,
     ) -> None:
         self.library, self.config, self.threads, self.progress = library, config, threads, progress
+        self.records = records
         self.lambdas = tuple(float(np.sqrt(a * b)) for a, b in (config.lambda1, config.lambda2))
         self._pools: dict[tuple[str, int], WorkloadPool] = {}
         self._known: dict[tuple[str, Episode], Outcome] = {}
@@ -235,7 +259,8 @@ class Suite:
                 Job(make_policy(p) if isinstance(p, str) else p(), 0, e.pressure)
                 for p, e in (unique[key] for key in part)
             ]
-            done.update(zip(part, run_jobs(batch, jobs, self.lambdas, timeline), strict=True))
+            keep = None if self.records is None else partial(self._record, [spec for spec, _ in part])
+            done.update(zip(part, run_jobs(batch, jobs, self.lambdas, timeline, keep=keep), strict=True))
             if self.progress:
                 self.progress(len(part))
         for name, policy, episode in todo:
@@ -243,6 +268,11 @@ class Suite:
             if isinstance(policy, str):
                 self._known[key] = done[key]
             yield (name, episode), done[key]
+
+    def _record(self, names: Sequence[str], job: int, record: EpisodeRecord) -> None:
+        """Write a job's record under the name that results call its policy by."""
+        assert self.records is not None
+        write_record(replace(record, header={**record.header, "policy": names[job]}), self.records)
 
 
 def mean_costs(outcomes: Sequence[Outcome]) -> dict[str, float]:

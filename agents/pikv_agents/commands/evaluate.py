@@ -17,7 +17,7 @@ class Evaluate(Command):
     """Play policies and heuristics on the same workloads: J with intervals, by family and over all.
 
     Policies are bundles or heuristics such as `lazy/h2o`; a bundle is shown as learned. A test family that a
-    bundle saw in training is refused.
+    bundle saw in training is refused. `--record-episodes` keeps what was played, `--replay` plays such records again.
     """
 
     policies: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="POLICY...")] = ()
@@ -46,10 +46,36 @@ class Evaluate(Command):
     """Runner of bundles: native or numpy."""
     threads: int = 0
     """Threads; 0: one for each core."""
+    record_episodes: Path | None = None
+    """Write a record of every episode that is played into this folder."""
+    replay: tuple[Path, ...] = ()
+    """Play these records again, and nothing else; a number that differs is an error."""
 
     def run(self) -> dict[str, Any]:
-        """Print the tables, return the evaluation."""
+        """Print the tables, return the evaluation (or what the replays came to)."""
+        if self.replay:
+            return self._replay()
+        return self._evaluate()
 
+    def _replay(self) -> dict[str, Any]:
+        from pikv_agents import replays
+        from pikv_agents.commands.options import counted, open_library
+        from pikv_agents.report.tables import console
+
+        update, close = counted("replay")
+        try:
+            rows = replays.replay_files(self.replay, open_library(self.library), update)
+        finally:
+            close()
+        console().print(replays.table(rows))
+        if self.json is not None:
+            from pikv_agents.tracking.metrics import write_json
+
+            write_json(self.json, {"replays": rows})  # here, because a difference ends in an error
+        replays.check(rows)
+        return {"replays": rows}
+
+    def _evaluate(self) -> dict[str, Any]:
         from pikv_agents.commands.options import (
             at_least_one,
             counted,
@@ -70,7 +96,7 @@ class Evaluate(Command):
         update, close = counted("evaluate")
         env = environment(self.profile, self.geometry, self.quick, self.horizon_s, ranks=self.ranks,
                           families=playable((), library, "train"))  # fmt: skip
-        suite = Suite(library, env, self.threads or default_threads(), update)
+        suite = Suite(library, env, self.threads or default_threads(), update, self.record_episodes)
         known = None if self.headroom is None else json.loads(self.headroom.read_text(encoding="utf-8"))
         try:
             found = evaluate(

@@ -14,7 +14,7 @@ _CONTROLS = ("mean_ratio", "evict_fraction", "fan_out", "cached_share", "r_press
 _STATES = (*CODECS, "cached")
 
 
-class Recorder:
+class TimelineRecorder:
     """Collects one lane's series; `add` after every step."""
 
     def __init__(self) -> None:
