@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pikv_env.builtin import make_config, resolve_library
 from pikv_env.config import EnvConfig
 from pikv_env.episode import PARTS, episode_info, interval_columns, reset_info, reset_lane
 from pikv_env.pool import WorkloadPool
+from pikv_env.rendering import RENDER_METADATA, Screen
 from pikv_env.spaces import Actions, PolicySpaces
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import Array
@@ -37,10 +39,10 @@ def make_sb3(env_id: str = TRACE_ID, num_envs: int = 1, **kwargs: Any) -> VecEnv
 class TraceVecEnv(VecEnv):  # type: ignore[misc]
     """`num_envs` episodes side by side; arguments as for `TraceEnv`, and `threads`.
 
-    `env_method` calls the batch's lane methods (`get_state`, `set_state`, `reset_lane`, `score`); `get_attr`
-    reads its attributes, a lane's own share of them where they have one (`parts`: latency, memory and loss of
-    the last interval). An episode's end brings `episode_cost`, and `episode` (reward, length, time) without
-    VecMonitor.
+    `env_method` calls the batch's lane methods (`get_state`, `set_state`, `reset_lane`, `score`); `get_attr` reads its
+    attributes, a lane's own share of them where they have one (`parts`: latency, memory and loss of the last
+    interval). An episode's end brings `episode_cost`, and `episode` (reward, length, time) without VecMonitor.
+    `metadata` says which render modes there are, as SB3's video recorder wants it.
     """
 
     def __init__(
@@ -52,20 +54,23 @@ class TraceVecEnv(VecEnv):  # type: ignore[misc]
         seed: int = 0,
         pool: WorkloadPool | None = None,
         threads: int = 1,
+        render_mode: str | None = None,
         **fields: Any,
     ) -> None:
         self.config = make_config(config, **fields)
+        self._render_mode = render_mode
+        self.screens = [Screen(render_mode) for _ in range(num_envs if render_mode is not None else 0)]
         self.batch = TraceBatch(resolve_library(library), self.config, num_envs, seed, pool, threads)
         self.spaces = PolicySpaces(self.config.control, self.batch.num_groups)
         self._returns = np.zeros(num_envs)
         self._start_s = time.monotonic()
         super().__init__(num_envs, self.spaces.observation_space, self.spaces.action_space)
+        self.metadata = RENDER_METADATA
 
     def reset(self) -> Array:
         """Start an episode in every lane, under the options of `set_options`."""
         for i, options in enumerate(self._options):
-            reset_lane(self.batch, i, options)
-            self.reset_infos[i] = reset_info(self.batch, i)
+            self._restart(i, options)
         self._reset_options()
         self._returns[:] = 0.0
         return self._observation()
@@ -89,6 +94,8 @@ class TraceVecEnv(VecEnv):  # type: ignore[misc]
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if self.batch.constraints:
             self._tell_costs(infos)
+        for lane, screen in enumerate(self.screens):
+            screen.add(self.batch.state, lane, partial(self._objective, lane))
         dones = self.batch.done.copy()
         if dones.any():
             observation = self._end(observation, dones, infos)
@@ -98,11 +105,15 @@ class TraceVecEnv(VecEnv):  # type: ignore[misc]
         """Stop the batch's threads."""
         self.batch.close()
 
+    def get_images(self) -> list[Any]:
+        """A picture of each lane, which `render` tiles; None where the render mode is another."""
+        return [screen.render() if screen.mode == "rgb_array" else None for screen in self.screens]
+
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """The attribute for each lane of `indices`."""
         lanes = list(self._get_indices(indices))
         if attr_name == "render_mode":
-            return [None] * len(lanes)
+            return [self._render_mode] * len(lanes)
         value = getattr(self.batch, attr_name)
         if isinstance(value, np.ndarray | list) and len(value) == self.num_envs:
             return [value[i] for i in lanes]
@@ -135,9 +146,17 @@ class TraceVecEnv(VecEnv):  # type: ignore[misc]
             ended = {"terminal_observation": last[i], "TimeLimit.truncated": False, "episode": episode}
             infos[i] |= {**ended, **episode_info(self.batch, i)}
             self._returns[i] = 0.0
-            reset_lane(self.batch, i, None)
-            self.reset_infos[i] = reset_info(self.batch, i)
+            self._restart(i, None)
         return self._observation()
+
+    def _restart(self, i: int, options: dict[str, Any] | None) -> None:
+        reset_lane(self.batch, i, options)
+        self.reset_infos[i] = reset_info(self.batch, i)
+        if self.screens:
+            self.screens[i].restart(TRACE_ID, self.reset_infos[i], self.config.horizon_s, self.batch.state, i)
+
+    def _objective(self, lane: int) -> float:
+        return self.batch.score(lane).J
 
     def _tell_costs(self, infos: list[dict[str, Any]]) -> None:
         """Costs beside the reward, where safe-RL learners look for them."""

@@ -22,7 +22,7 @@ def _colour(text: str) -> Image:
 
 # The ladder is one hue from dark to light, since it is an order; the others are of Okabe and Ito's set, which the
 # common forms of colour blindness keep apart.
-PALETTE = np.stack([_colour(c) for c in ("#e9edf1", "#08306b", "#2171b5", "#6baed6", "#c6dbef", "#f0c97d", "#b0457f")])
+PALETTE = np.stack([_colour(c) for c in ("#f2f2f0", "#08306b", "#2171b5", "#6baed6", "#aed4ee", "#f0c97d", "#b0457f")])
 INK, MUTED, LINE, WHITE = (_colour(c) for c in ("#1f2933", "#66727f", "#d5dbe1", "#ffffff"))
 QUEUED, RUNNING = _colour("#d55e00"), _colour("#a9b4bf")
 
@@ -68,7 +68,9 @@ def _draw_pages(image: Image, film: Film, chosen: NDArray[np.int64], x_end: int)
     blocks = max(1, max(len(shot.pages) for shot in film.shots))
     bands = np.linspace(top, bottom + GAP, min(layers, MOST_BANDS) + 1).astype(int)
     shown = np.linspace(0, layers - 1, len(bands) - 1).round().astype(int)
-    _frame(image, PAGES, f"pages: {layers} layers × {blocks} addresses")
+    every = blocks * (len(bands) - 1) / (bottom - top)
+    shown_part = f" (1 in {every:.0f} shown)" if every >= 1.5 else ""
+    _frame(image, PAGES, f"pages: {layers} layers × {blocks} addresses{shown_part}")
     rows = [_rows(*band, blocks) for band in zip(shown, bands[:-1], bands[1:], strict=True)]
     y, address, layer = (np.concatenate(part) for part in zip(*rows, strict=True))
     strips = np.full((len(film.shots), len(y)), FREE, np.uint8)
@@ -145,7 +147,7 @@ def _draw_aside(image: Image, shot: Shot) -> None:
         ("J so far", f"{n['J']:.3f}"),
         ("of the cap", f"{shot.resident_share:.0%}"),
         ("prefix hits", f"{n['hit_share']:.0%}"),
-        ("pages evicted", f"{n['evicted_pages']:.0f}"),
+        ("evictions", f"{n['evicted_pages']:.0f}"),
         ("preemptions", f"{n['preemptions']:.0f}"),
         ("", ""),
         ("asked ratio", f"{n['ratio']:.2f}"),

@@ -10,6 +10,7 @@ import pytest
 from gymnasium.wrappers import RenderCollection
 from trace_kit import SMALL, library
 
+import pikv_env
 from pikv_env.rendering.film import CACHED, EVICTED, FREE, INT4, INT8, LABELS, NATIVE, TOP, page_states
 from pikv_env.rendering.frame import LEFT, MEMORY, PAGES, PALETTE, RIGHT
 from pikv_env.rendering.glyphs import write
@@ -138,6 +139,12 @@ def test_each_lane_of_a_vector_has_its_picture() -> None:
         actions = vector.action_space.sample()
         vector.step(actions)
         single.step(actions[0])
+    view = pikv_env.make_sb3(num_envs=2, library=library(), render_mode="rgb_array", **SMALL)
+    view.seed(3)
+    view.reset()
+    for _ in range(3):
+        view.step(np.zeros((2, 31), np.float32))
+    assert view.render().shape == (2 * 720, 1280, 3) and view.metadata["render_fps"] == 10
     frames = vector.render()
     np.testing.assert_array_equal(frames[0], single.render())
     assert not np.array_equal(*frames)
