@@ -23,7 +23,6 @@ from pikv_runtime.ledger.drive import Bank, enforce, run_interval
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import F4, Ledger
 from pikv_runtime.objective import Score, charges, denominators, score, weigh
-from pikv_runtime.profiles import load_geometry
 from pikv_runtime.views.base import CONTROL_GLOBAL_BOUNDS, CONTROL_GROUP_BOUNDS
 
 Floats = NDArray[np.float64]
@@ -47,7 +46,7 @@ class TraceBatch:
     A lane that is over stays as it is, at reward 0, until it is reset.
 
     Args:
-        library: recorded traces; must fit the runtime (pages, observations) and the geometry (layers).
+        library: recorded traces; must fit the runtime (pages, observations).
         config: what episodes are made of.
         num_envs: lanes n.
         seed: everything that is drawn derives from it: the pool, and each lane's episodes.
@@ -217,17 +216,10 @@ def _log_uniform(rng: np.random.Generator, pair: tuple[float, float]) -> float:
 
 
 def _check_match(library: TraceLibrary, config: EnvConfig) -> None:
-    """Refuse traces of another runtime or model shape: the compiled ledger does not check indices."""
-    runtime, geometry = config.runtime, load_geometry(config.geometry)
+    """Refuse traces of another runtime: the compiled ledger does not check indices."""
     for name in ("page_tokens", "observe_tokens"):
-        if getattr(library, name) != getattr(runtime, name):
+        if getattr(library, name) != getattr(config.runtime, name):
             raise ValueError(
                 f"the traces were recorded with {name}={getattr(library, name)}, "
-                f"the runtime has {getattr(runtime, name)}"
-            )
-    for name in ("layers", "experts"):
-        if getattr(library, name) != getattr(geometry, name):
-            raise ValueError(
-                f"the traces were recorded with {getattr(library, name)} {name}, "
-                f"geometry {geometry.name!r} has {getattr(geometry, name)}"
+                f"the runtime has {getattr(config.runtime, name)}"
             )

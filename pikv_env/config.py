@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.objective import LAMBDA1, LAMBDA2
 
 TRAIN_FAMILIES = ("facts-poisson", "code-bursty", "prose-diurnal", "copy-onoff")
+
+MOST_RANKS = 127  # the ledger keeps a page's rank in one signed byte
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,10 @@ class EnvConfig:
     profile: str = "cpu-gloo"
     """Prices: a name in `pikv_runtime.profiles`, or a JSON file of `pikv calibrate`."""
     geometry: str = "embedded"
-    """Shape of the model being priced."""
+    """Shape of the model being priced: a name in `pikv_runtime.profiles`, or a JSON file. Traces of another model are
+    folded onto it (`pikv_env.folding`): a what-if."""
+    token_scale: int = 1
+    """Tokens of the priced model that one recorded token stands for."""
     ranks: int = 1
     """Ranks that pages are sharded over."""
     control: str = "coef"
@@ -27,7 +33,10 @@ class EnvConfig:
     pressure: tuple[float, float] = (0.5, 4.0)
     """Working set (at int8, the lowest harmless codec) over the cap; drawn log-uniformly."""
     load: tuple[float, float] = (0.4, 0.7)
-    """Share of compute that the workload offers."""
+    """Share of capacity that the workload offers."""
+    load_of: Literal["time", "slots"] | None = None
+    """What `load` is a share of: the machine's time, or its slots. None: slots where the profile is hardware constants,
+    whose decoding is bound by weights, so that one request keeps the machine busy; else time."""
     lambda1: tuple[float, float] = (LAMBDA1, LAMBDA1)
     """Price of memory; drawn log-uniformly."""
     lambda2: tuple[float, float] = (LAMBDA2, LAMBDA2)
@@ -60,6 +69,12 @@ class EnvConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: allowed 0 to 1, or None for no constraint")
+        if self.load_of not in (None, "time", "slots"):
+            raise ValueError(f"load_of={self.load_of!r}: allowed are 'time', 'slots' and None")
+        if self.token_scale < 1 or self.ranks > MOST_RANKS:
+            raise ValueError(
+                f"token_scale={self.token_scale}, ranks={self.ranks}: allowed token_scale >= 1, ranks <= {MOST_RANKS}"
+            )
         if self.ranks < 1 or self.workloads < 1 or self.horizon_s <= 0 or self.drain < 0:
             raise ValueError(
                 f"ranks={self.ranks}, workloads={self.workloads}, horizon_s={self.horizon_s}, drain={self.drain}: "

@@ -39,8 +39,11 @@ def reset_lane(batch: TraceBatch, i: int, options: dict[str, Any] | None) -> Non
 
 
 def reset_info(batch: TraceBatch, i: int) -> dict[str, Any]:
-    """What lane `i`'s episode is: workload, pressure and cap."""
+    """What lane `i`'s episode is: workload, pressure and cap; where the priced model is not the recorded one, how."""
+    folding = batch.pool.folding
+    told = {"what_if": folding.label()} if folding.what_if else {}
     return {
+        **told,
         "workload": int(batch.workload[i]),
         "family": batch.prepared(i).workload.family,
         "pressure": float(batch.pressure[i]),

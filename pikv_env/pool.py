@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pikv_env.config import EnvConfig
+from pikv_env.folding import Folding
 from pikv_env.traces.library import TraceLibrary
 from pikv_env.workloads import make_workload
 from pikv_env.workloads.families import FAMILIES, Family
 from pikv_runtime.ledger import build, load_requests, observations, pages_needed
-from pikv_runtime.ledger.drive import Bank, SaturatedError, reference_run
+from pikv_runtime.ledger.drive import MOST_BUSY, Bank, SaturatedError, reference_run
 from pikv_runtime.ledger.setup import Shape
 from pikv_runtime.ledger.state import INT8, NATIVE, Ledger, Price
 from pikv_runtime.objective import Reference
@@ -80,10 +81,20 @@ class WorkloadPool:
 
     def __init__(self, library: TraceLibrary, config: EnvConfig, seed: int) -> None:
         self.config, self.library, self.seed = config, library, seed
-        self.profile, geometry = load_profile(config.profile), load_geometry(config.geometry)
-        self.shape: Shape = geometry.shape(config.runtime.page_tokens)
-        self.prices = self.profile.prices()
-        self.classes = (INTERACTIVE, BATCH)
+        self.profile, self.folding = load_profile(config.profile), folding_of(library, config)
+        self.shape: Shape = self.folding.shape(config.runtime.page_tokens)
+        self.prices = self.folding.fold(
+            self.profile.prices(
+                self.folding.geometry,
+                ranks=config.ranks,
+                page_tokens=config.runtime.page_tokens,
+                rows=config.runtime.slots,
+                chunk_tokens=config.runtime.max_batch_tokens,
+            )
+        )
+        by_profile = "time" if self.profile.hardware is None else "slots"
+        self.load_of = config.load_of or by_profile
+        self.classes = tuple(self.folding.service_class(one) for one in (INTERACTIVE, BATCH))
         families = [FAMILIES[config.families[j % len(config.families)]] for j in range(config.workloads)]
         self.pages = longest_pages(library, families)
         self.bank = make_bank(library, config.runtime.router, self.pages)
@@ -116,10 +127,17 @@ class WorkloadPool:
         return running + min(most, math.ceil(max(caps) * self.config.ranks / block_bytes))
 
     def service_s(self, prompt_tokens: float, output_tokens: float) -> float:
-        """Compute a request takes, seconds; a decode step is shared by four requests on average."""
-        p = self.prices
-        step = p[Price.STEP] / 4 + p[Price.DECODE_TOKEN]
-        return float(prompt_tokens * p[Price.PREFILL_TOKEN] + output_tokens * step)
+        """What a request takes of the capacity that `load` is a share of, seconds.
+
+        Of time: its compute; a decode step is shared by four requests on average. Of slots: how long it is served with
+        half of them occupied, over their number.
+        """
+        p, slots = self.prices, self.config.runtime.slots
+        prefill = prompt_tokens * p[Price.PREFILL_TOKEN]
+        if self.load_of == "time":
+            return float(prefill + output_tokens * (p[Price.STEP] / 4 + p[Price.DECODE_TOKEN]))
+        step = p[Price.STEP] + p[Price.DECODE_TOKEN] * max(1.0, slots / 2 / self.config.ranks)
+        return float(prefill + output_tokens * step) / slots
 
     def _draw(self, family: Family, rng: np.random.Generator) -> tuple[RequestList, Reference]:
         """A workload and its U. A burst can overload even U: then draw again, at a tenth less load."""
@@ -135,10 +153,24 @@ class WorkloadPool:
             one, scratch = (self.ledger(1, len(workload.requests), blocks) for blocks in (1, slots))
             self._load(one, 0, workload)
             try:
-                return workload, reference_run(one, 0, self.bank, scratch)
+                return workload, self._reference(one, scratch)
             except SaturatedError as error:
                 refused = str(error)
         raise ValueError(f"family {family.id!r}: {DRAWS} workloads refused: {refused}")
+
+    def _reference(self, one: Ledger, scratch: Ledger) -> Reference:
+        """U of the workload loaded in `one`; raises SaturatedError where it leaves too little of the capacity."""
+        if self.load_of == "time":
+            return reference_run(one, 0, self.bank, scratch)
+        reference = reference_run(one, 0, self.bank, scratch, most_busy=math.inf)
+        n, slots = one.num_requests[0], self.config.runtime.slots
+        present = float((scratch.req_finish_s[0, :n] - scratch.req_arrival_s[0, :n]).sum()) / reference.duration_s
+        if present > MOST_BUSY * slots:
+            raise SaturatedError(
+                f"the uncapped exact run has {present:.1f} requests in the system, at most {MOST_BUSY:.0%} of {slots} "
+                "slots is fair"
+            )
+        return reference
 
     def _load(self, target: Ledger, lane: int, workload: RequestList) -> None:
         share = self.config.runtime.audit_share
@@ -155,6 +187,11 @@ class WorkloadPool:
             working_set(workload, reference, int8, tokens),
             floor_bytes=int(pages_needed(workload.requests, tokens) * native * 1.25),
         )
+
+
+def folding_of(library: TraceLibrary, config: EnvConfig) -> Folding:
+    """How the traces stand for the configured geometry."""
+    return Folding(load_geometry(config.geometry), library.layers, library.experts, config.token_scale)
 
 
 def longest_pages(library: TraceLibrary, families: Sequence[Family]) -> int:

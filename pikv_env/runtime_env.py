@@ -99,7 +99,7 @@ class RuntimeEnv(Specified, gym.Env[Array, Actions]):
         cap, lambdas = int(self.batch.state.cap_bytes[0]), self.batch.state.lambdas[0]
         self.engine = Engine(
             config=replace(self.config.runtime, cap_bytes=cap, blocks=self.batch.pool.blocks),
-            profile=self.config.profile,
+            prices=self.batch.pool.prices,
             signals=self.batch.bank if self._recorded else None,
             lambdas=(float(lambdas[0]), float(lambdas[1])),
             **self._make,
@@ -187,6 +187,10 @@ class RuntimeEnv(Specified, gym.Env[Array, Actions]):
         from pikv_runtime.models.runner import geometry_of_model
 
         found, wanted = geometry_of_model(model), self.batch.pool.shape
+        if self.config.token_scale != 1:
+            raise ValueError(
+                f"token_scale={self.config.token_scale}: a live model serves its own tokens, only 1 is allowed"
+            )
         if found.shape(self.config.runtime.page_tokens) != wanted:
             raise ValueError(
                 f"the model is not of geometry {self.config.geometry!r}, which prices the workloads: {found}"

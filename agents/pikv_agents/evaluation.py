@@ -33,7 +33,7 @@ RIVALS: dict[str, str] = {
 }
 """What a learned policy is compared with, besides static-global and static-tuned."""
 Runs = dict[str, list[Outcome]]
-ENV_FIELDS = ("profile", "geometry", "ranks", "horizon_s", "drain", "load")
+ENV_FIELDS = ("profile", "geometry", "token_scale", "ranks", "horizon_s", "drain", "load")
 """What of the environment an evaluation records, so that it can be repeated; the runtime is the default one."""
 
 
@@ -75,9 +75,7 @@ def evaluate(
     """
     for policy in policies.values():
         if isinstance(policy, str):
-            load_policy(
-                policy, "numpy", guard=False
-            )  # a misspelt heuristic gets the closest name
+            load_policy(policy, "numpy", guard=False)  # a misspelt heuristic gets the closest name
     check_unseen(families, {*seen, *seen_families(policies)})
     chosen: dict[str, PolicyLike] = {**(RIVALS if rivals is None else rivals)}
     if grid:
@@ -108,10 +106,19 @@ def evaluate(
         "roles": {label: "learned" for label in policies if _is_learned(policies[label])},
         "meta": {
             "policies": {k: v for k, v in chosen.items() if isinstance(v, str)},
-            "env": {name: getattr(suite.config, name) for name in ENV_FIELDS},
+            **priced(suite),
             **(meta or {}),
         },
     }
+
+
+def priced(suite: Suite) -> dict[str, Any]:
+    """What the environment of a suite is, for `meta`; `what_if` where the priced model is not the recorded one."""
+    from pikv_env.pool import folding_of
+
+    folding = folding_of(suite.library, suite.config)
+    told = {"what_if": folding.label()} if folding.what_if else {}
+    return {"env": {name: getattr(suite.config, name) for name in ENV_FIELDS}, **told}
 
 
 def starts(policies: Mapping[str, PolicyLike]) -> list[str]:

@@ -64,6 +64,7 @@ class Engine:
         ranks: logical ranks; played by this process unless `transport` says otherwise.
         clock: `"model"` (deterministic, from the profile) or `"wall"` (measured; idle time is skipped).
         profile: prices of the model clock, and of the policy's telemetry on either clock.
+        prices: the same as a row of the ledger (`Profile.prices`); takes the profile's place.
         signals: recorded signals to feed the ledger instead of the live ones (level-A parity).
         lambdas: prices of memory and of lost fidelity.
     """
@@ -77,6 +78,7 @@ class Engine:
         *,
         clock: Literal["model", "wall"] = "model",
         profile: str = "cpu-gloo",
+        prices: NDArray[np.float64] | None = None,
         signals: Bank | None = None,
         transport: Transport | None = None,
         lambdas: tuple[float, float] = (LAMBDA1, LAMBDA2),
@@ -91,7 +93,7 @@ class Engine:
         self.transport = transport if transport is not None else LocalTransport(ranks)
         self.policy = as_policy(policy, config.ranker, config.window_pages)
         self.signals, self.lambdas = signals, lambdas
-        self.prices = load_profile(profile).prices()
+        self.prices = load_profile(profile).prices() if prices is None else prices
 
     # ------------------------------------------------------------------ loading
 

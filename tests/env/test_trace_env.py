@@ -175,8 +175,8 @@ def test_wrong_arguments_are_named() -> None:
         make_config(presure=2.0)
     with pytest.raises(UnknownNameError, match="family"):
         make(families=("facts-poison",))
-    with pytest.raises(ValueError, match="with 2 layers"):
-        pikv_env.TraceEnv(synthetic_library(0, ("facts",), 4, layers=2), **SMALL)
+    with pytest.raises(ValueError, match="with 8 layers"):
+        pikv_env.TraceEnv(synthetic_library(0, ("facts",), 4, layers=8), **SMALL)
     with pytest.raises(ValueError, match="recorded with page_tokens=8"):
         pikv_env.TraceEnv(synthetic_library(0, ("facts",), 4, page_tokens=8), **SMALL)
 

@@ -40,6 +40,8 @@ class Evaluate(Command):
     """Machine whose prices count."""
     geometry: str = "embedded"
     """Model that is priced."""
+    token_scale: int = 1
+    """Tokens of that model that one recorded token stands for."""
     ranks: int = 2
     """Ranks that pages are sharded over."""
     runner: str = "native"
@@ -95,7 +97,7 @@ class Evaluate(Command):
         families = playable(self.families, library, "test")
         update, close = counted("evaluate")
         env = environment(self.profile, self.geometry, self.quick, self.horizon_s, ranks=self.ranks,
-                          families=playable((), library, "train"))  # fmt: skip
+                          token_scale=self.token_scale, families=playable((), library, "train"))  # fmt: skip
         suite = Suite(library, env, self.threads or default_threads(), update, self.record_episodes)
         known = None if self.headroom is None else json.loads(self.headroom.read_text(encoding="utf-8"))
         try:

@@ -32,6 +32,8 @@ class Headroom(Command):
     """Machine whose prices count."""
     geometry: str = "embedded"
     """Model that is priced."""
+    token_scale: int = 1
+    """Tokens of that model that one recorded token stands for."""
     ranks: int = 2
     """Ranks that pages are sharded over."""
     threads: int = 0
@@ -49,7 +51,7 @@ class Headroom(Command):
             origin,
             playable,
         )
-        from pikv_agents.evaluation import ENV_FIELDS
+        from pikv_agents.evaluation import priced
         from pikv_agents.headroom import HeadroomConfig, headroom
         from pikv_agents.report import tables
         from pikv_agents.rollout import Suite
@@ -64,6 +66,7 @@ class Headroom(Command):
             self.quick,
             self.horizon_s,
             ranks=self.ranks,
+            token_scale=self.token_scale,
             families=playable((), library, "train"),
         )
         suite = Suite(library, env, self.threads or default_threads(), update)
@@ -79,4 +82,4 @@ class Headroom(Command):
         console = tables.console()
         console.print(tables.headroom(found["rows"]))
         console.print(f"static_global: {found['static_global']}", highlight=False)
-        return found | {"meta": origin() | {"env": {name: getattr(env, name) for name in ENV_FIELDS}}}
+        return found | {"meta": origin() | priced(suite)}

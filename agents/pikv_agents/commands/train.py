@@ -38,6 +38,8 @@ class Train(Command):
     """Machine whose prices count."""
     geometry: str = "embedded"
     """Model that is priced."""
+    token_scale: int = 1
+    """Tokens of that model that one recorded token stands for."""
     ranks: int = 2
     """Ranks that pages are sharded over."""
     track: Literal["offline", "online", "disabled"] = "offline"
@@ -60,7 +62,10 @@ class Train(Command):
         families = playable(self.families, library, "train")
         changes = {"learner": self.learner, "steps": self.steps, "start": self.start, "seed": self.seed}
         config = preset(self.preset, families, **{k: v for k, v in changes.items() if v is not None})
-        env = replace(config.env, control=self.control, profile=self.profile, geometry=self.geometry, ranks=self.ranks)
+        env = replace(
+            config.env, control=self.control, profile=self.profile, geometry=self.geometry, ranks=self.ranks,
+            token_scale=self.token_scale,
+        )  # fmt: skip
         config = replace(config, env=env, threads=self.threads or default_threads())
         result = train(
             config,
