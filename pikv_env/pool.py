@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pikv_env.capacity import Capacity
 from pikv_env.config import EnvConfig
 from pikv_env.folding import Folding
 from pikv_env.traces.library import TraceLibrary
@@ -16,7 +17,7 @@ from pikv_env.workloads.families import FAMILIES, Family
 from pikv_runtime.ledger import build, load_requests, observations, pages_needed
 from pikv_runtime.ledger.drive import MOST_BUSY, Bank, SaturatedError, reference_run
 from pikv_runtime.ledger.setup import Shape
-from pikv_runtime.ledger.state import INT8, NATIVE, Ledger, Price
+from pikv_runtime.ledger.state import INT8, NATIVE, Ledger
 from pikv_runtime.objective import Reference
 from pikv_runtime.profiles import load_geometry, load_profile
 from pikv_runtime.requests import BATCH, INTERACTIVE, RequestList, distinct_blocks
@@ -83,19 +84,11 @@ class WorkloadPool:
         self.config, self.library, self.seed = config, library, seed
         self.profile, self.folding = load_profile(config.profile), folding_of(library, config)
         self.shape: Shape = self.folding.shape(config.runtime.page_tokens)
-        self.prices = self.folding.fold(
-            self.profile.prices(
-                self.folding.geometry,
-                ranks=config.ranks,
-                page_tokens=config.runtime.page_tokens,
-                rows=config.runtime.slots,
-                chunk_tokens=config.runtime.max_batch_tokens,
-            )
-        )
-        by_profile = "time" if self.profile.hardware is None else "slots"
-        self.load_of = config.load_of or by_profile
+        self.capacity = Capacity.of(config, self.folding)
+        self.prices, self.load_of = self.capacity.prices, self.capacity.load_of
         self.classes = tuple(self.folding.service_class(one) for one in (INTERACTIVE, BATCH))
         families = [FAMILIES[config.families[j % len(config.families)]] for j in range(config.workloads)]
+        check_classes(families)
         self.pages = longest_pages(library, families)
         self.bank = make_bank(library, config.runtime.router, self.pages)
         drawn = [self._draw(family, np.random.default_rng([seed, j])) for j, family in enumerate(families)]
@@ -127,17 +120,8 @@ class WorkloadPool:
         return running + min(most, math.ceil(max(caps) * self.config.ranks / block_bytes))
 
     def service_s(self, prompt_tokens: float, output_tokens: float) -> float:
-        """What a request takes of the capacity that `load` is a share of, seconds.
-
-        Of time: its compute; a decode step is shared by four requests on average. Of slots: how long it is served with
-        half of them occupied, over their number.
-        """
-        p, slots = self.prices, self.config.runtime.slots
-        prefill = prompt_tokens * p[Price.PREFILL_TOKEN]
-        if self.load_of == "time":
-            return float(prefill + output_tokens * (p[Price.STEP] / 4 + p[Price.DECODE_TOKEN]))
-        step = p[Price.STEP] + p[Price.DECODE_TOKEN] * max(1.0, slots / 2 / self.config.ranks)
-        return float(prefill + output_tokens * step) / slots
+        """What a request takes of the capacity that `load` is a share of, seconds."""
+        return self.capacity.service_s(prompt_tokens, output_tokens)
 
     def _draw(self, family: Family, rng: np.random.Generator) -> tuple[RequestList, Reference]:
         """A workload and its U. A burst can overload even U: then draw again, at a tenth less load."""
@@ -192,6 +176,17 @@ class WorkloadPool:
 def folding_of(library: TraceLibrary, config: EnvConfig) -> Folding:
     """How the traces stand for the configured geometry."""
     return Folding(load_geometry(config.geometry), library.layers, library.experts, config.token_scale)
+
+
+def check_classes(families: Sequence[Family]) -> None:
+    """Raise ValueError for a family with service classes of its own: a ledger has one pair for all its lanes."""
+    standard = (INTERACTIVE, BATCH)
+    for family in families:
+        if family.classes != standard:
+            raise ValueError(
+                f"family {family.id!r} has service classes of its own, {[c.name for c in family.classes]}: "
+                f"environments serve {[c.name for c in standard]} with their standard weights and objectives only"
+            )
 
 
 def longest_pages(library: TraceLibrary, families: Sequence[Family]) -> int:

@@ -26,6 +26,7 @@ from pikv_env.spaces import Actions, PolicySpaces
 from pikv_env.specification import Specified
 from pikv_env.terms import Description, describe
 from pikv_env.traces.library import TraceLibrary
+from pikv_env.workloads.families import check_text
 from pikv_runtime.contract import Array, Control, Telemetry, clip_control
 from pikv_runtime.costs import CostBreakdown
 from pikv_runtime.engine import Engine
@@ -71,6 +72,8 @@ class RuntimeEnv(Specified, gym.Env[Array, Actions]):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}: allowed are {allowed[0]!r} and {allowed[1]!r}")
         self.config = make_config(config, LIVE, **fields)
+        if signals == "live":
+            check_text(self.config.families)
         if transport is not None and transport.world != self.config.ranks:
             raise ValueError(f"the transport has {transport.world} ranks, the configuration {self.config.ranks}")
         self.render_mode, self.screen = render_mode, Screen(render_mode)

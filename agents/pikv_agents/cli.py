@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("pikv_agents.commands.run:Run", "serve a workload for real, under one policy or several"),
     "parity": ("pikv_agents.commands.parity:Parity", "the trace environment against the live runtime"),
     "calibrate": ("pikv_agents.commands.calibrate:Calibrate", "measure this machine's prices"),
+    "workloads": ("pikv_agents.commands.workloads:Workloads", "list workload families, draw one, generate traces"),
+    "convert": ("pikv_agents.commands.convert:Convert", "a trace of another format in the Mooncake line format"),
     "compare": ("pikv_agents.commands.compare:Compare", "runs and evaluations side by side, with intervals"),
 }
 DEBUG = "PIKV_DEBUG"

@@ -10,9 +10,10 @@ import numpy as np
 from pikv_agents.headroom import CAPPED
 from pikv_agents.report.verdict import counted_families
 from pikv_agents.rollout import Episode, Outcome, Suite, mean_costs
+from pikv_agents.seen import Seen, check_split
 from pikv_agents.static_grid import STATIC_GRID, best_static
 from pikv_agents.statistics import bootstrap_interval, iqm
-from pikv_env.workloads.families import FAMILIES
+from pikv_env.workloads.families import Split
 from pikv_runtime.controllers import is_spec
 from pikv_runtime.policy import Policy, load_bundle, load_policy
 
@@ -49,6 +50,7 @@ def evaluate(
     training: Sequence[str] | None = None,
     headroom: Mapping[str, Any] | None = None,
     seen: Sequence[str] = (),
+    split: Split | None = None,
     runner: str = "native",
     meta: Mapping[str, Any] | None = None,
     name: str = "PiKV/Trace-v0",
@@ -66,17 +68,20 @@ def evaluate(
         training: Families over which static-global is chosen; by default the environment's.
         headroom: Result of `headroom`: gives static-global, and the families' headroom and feasible schedule.
         seen: Families that some policy saw in training, besides those that bundles name themselves.
+        split: All families must be of this split; with "test", none may have been seen.
         runner: Of bundles.
         meta: Added to the result's `meta`.
         name: Of the suite.
 
     Raises:
-        ValueError: A family of the test split was seen in training, or no policy is given.
+        ValueError: A family of the test split was seen in training (under this name or another), a family is not
+            of `split`, or no policy is given.
     """
     for policy in policies.values():
         if isinstance(policy, str):
             load_policy(policy, "numpy", guard=False)  # a misspelt heuristic gets the closest name
-    check_unseen(families, {*seen, *seen_families(policies)})
+    known = Seen.by(bundles(policies), seen)
+    check_split(families, known, split)
     chosen: dict[str, PolicyLike] = {**(RIVALS if rivals is None else rivals)}
     if grid:
         chosen["static_global"] = _static_global(suite, grid, training, headroom, seeds, pressures)
@@ -94,7 +99,7 @@ def evaluate(
             episodes = [Episode(family, seed, pressure) for seed in seeds]
             runs = suite.run_all(makers, episodes) | _static_tuned(suite, grid, episodes)
             tables[label] = {p: [o.score.J for o in outcomes] for p, outcomes in runs.items()}
-            rows[label] = _family(family, pressure, runs, headroom)
+            rows[label] = _family(family, known.split(family), pressure, runs, headroom)
     return {
         "suite": name,
         "lambda1": suite.lambdas[0],
@@ -123,28 +128,13 @@ def priced(suite: Suite) -> dict[str, Any]:
 
 def starts(policies: Mapping[str, PolicyLike]) -> list[str]:
     """Heuristics that the bundles among `policies` were trained from."""
-    bundles = [load_bundle(p) for p in policies.values() if isinstance(p, str) and not is_spec(p)]
-    return [start for b in bundles if (start := b.manifest.provenance.get("start"))]
+    told = [load_bundle(path).manifest.provenance for path in bundles(policies)]
+    return [start for provenance in told if (start := provenance.get("start"))]
 
 
-def seen_families(policies: Mapping[str, PolicyLike]) -> set[str]:
-    """Families that the bundles among `policies` were trained on or chosen by."""
-    seen: set[str] = set()
-    for policy in policies.values():
-        if isinstance(policy, str) and not is_spec(policy):
-            provenance = load_bundle(policy).manifest.provenance
-            seen |= set(provenance.get("families", ())) | set(provenance.get("validation", ()))
-    return seen
-
-
-def check_unseen(families: Sequence[str], seen: set[str]) -> None:
-    """Raise ValueError if a family that counts as test was seen in training."""
-    leaked = sorted(f for f in families if FAMILIES[f].split == "test" and f in seen)
-    if leaked:
-        raise ValueError(
-            f"{', '.join(leaked)}: a policy saw it in training, so it cannot be a test family; "
-            f"allowed here: {', '.join(f for f in FAMILIES if f not in seen)}"
-        )
+def bundles(policies: Mapping[str, PolicyLike]) -> list[str]:
+    """Folders of the bundles among `policies`."""
+    return [p for p in policies.values() if isinstance(p, str) and not is_spec(p)]
 
 
 def _is_learned(policy: PolicyLike) -> bool:
@@ -185,11 +175,11 @@ def _static_tuned(suite: Suite, grid: Sequence[str], episodes: Sequence[Episode]
     return {"static_tuned": [min(column, key=lambda o: o.score.J) for column in zip(*runs.values(), strict=True)]}
 
 
-def _family(family: str, pressure: float, runs: Runs, headroom: Mapping[str, Any] | None) -> dict[str, Any]:
+def _family(family: str, split: str, pressure: float, runs: Runs, headroom: Mapping[str, Any] | None) -> dict[str, Any]:
     known = [r for r in (headroom or {}).get("rows", ()) if (r["family"], r["pressure"]) == (family, pressure)]
     return {
         "family": family,
-        "split": FAMILIES[family].split,
+        "split": split,
         "pressure": pressure,
         "headroom": known[0]["headroom"] if known else None,
         "policies": {policy: _costs(outcomes) for policy, outcomes in runs.items()},

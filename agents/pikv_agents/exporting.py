@@ -113,6 +113,7 @@ def make_provenance(run_dir: Path, checkpoint: Checkpoint, command: str) -> dict
         "seeds": [checkpoint.meta["seed"]],
         "families": list(env.get("families", [])),
         "validation": list(config.get("validation", [])),
+        "fingerprints": dict(config.get("fingerprints", {})),
         "traces": config.get("traces", {}),
         "profile": env.get("profile", ""),
         "geometry": env.get("geometry", ""),

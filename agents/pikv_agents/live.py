@@ -14,6 +14,7 @@ from pikv_env.config import EnvConfig
 from pikv_env.live import LiveResult, run_live
 from pikv_env.pool import WorkloadPool
 from pikv_env.traces.library import TraceLibrary
+from pikv_env.workloads.families import check_text
 from pikv_runtime.objective import LAMBDA1, LAMBDA2
 from pikv_runtime.policy import load_policy
 
@@ -33,12 +34,14 @@ def live_pool(
 
     Raises:
         UnknownNameError: no such family.
-        ValueError: the traces hold no prompts of the family's kinds, or a number is out of range.
+        ValueError: the traces hold no prompts of the family's kinds, the family has no text to serve, or a number is
+            out of range.
     """
     from pikv_agents.commands.options import playable
 
     traces = resolve_library(library)
     playable((family,), traces)
+    check_text((family,))
     config = EnvConfig(
         families=(family,), horizon_s=horizon_s, load=(load, load), workloads=1, ranks=ranks, profile=profile
     )

@@ -7,14 +7,11 @@ was drawn, so that an episode offers the load that was asked for and only its sh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pikv_env.workloads.mooncake import read_mooncake
 from pikv_runtime.registry import Registry
 
 Rng = np.random.Generator
@@ -125,88 +122,55 @@ class OnOff:
         return warp(Poisson()(rng, rate_per_s, horizon_s), edges, rates, horizon_s)
 
 
-class SessionArrivals(NamedTuple):
-    """Times (R,), and of each arrival its session and its turn in that session (R,)."""
+class CrowdArrivals(NamedTuple):
+    """Times (R,), and of each arrival the crowd that it belongs to, -1: none (R,)."""
 
     times: Times
-    session: NDArray[np.int64]
-    turn: NDArray[np.int64]
+    crowd: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Sessions:
-    """Turns of sessions: sessions start as a Poisson process, turns follow after lognormal think times.
+class FlashCrowd:
+    """Crowds that gather within seconds and lose interest over minutes, on top of steady arrivals.
 
-    The process is open: a turn does not wait for the answer of the one before. Some sessions are under way at
-    time 0 and some are cut at the horizon, so the rate is the same throughout.
+    With documents to share, everyone in a crowd asks about the same new one.
     """
 
-    min_turns: int = 2
-    max_turns: int = 4
-    think_median_s: float = 45.0
-    """Median gap between two turns of a session, seconds."""
-    think_sigma: float = 0.8
-    """Standard deviation of the gap's logarithm."""
+    crowds: int = 1
+    """Crowds in an episode, each at a random moment of its share of the horizon."""
+    peak: float = 6.0
+    """Rate at a crowd's height over the quiet rate."""
+    rise_s: float = 20.0
+    """Time from nothing to the height, seconds."""
+    fall_s: float = 120.0
+    """Time in which a crowd shrinks to 1/e, seconds."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_turns <= self.max_turns:
-            raise ValueError(f"min_turns={self.min_turns}, max_turns={self.max_turns}: allowed 1 <= min <= max")
-        if not (self.think_median_s > 0 and self.think_sigma >= 0):
-            raise ValueError(f"think_median_s={self.think_median_s} must be positive, think_sigma not negative")
+        if self.crowds < 1 or self.peak < 1 or not (self.rise_s > 0 and self.fall_s > 0):
+            raise ValueError(
+                f"crowds={self.crowds}, peak={self.peak}, rise_s={self.rise_s}, fall_s={self.fall_s}: "
+                "allowed crowds >= 1, peak >= 1, positive times"
+            )
 
     def __call__(self, rng: Rng, rate_per_s: float, horizon_s: float) -> Times:
         """Draw the times of one episode."""
         return self.draw(rng, rate_per_s, horizon_s).times
 
-    def draw(self, rng: Rng, rate_per_s: float, horizon_s: float) -> SessionArrivals:
-        """Draw times with their sessions and turns."""
+    def draw(self, rng: Rng, rate_per_s: float, horizon_s: float) -> CrowdArrivals:
+        """Draw times with their crowds."""
         check_rate(rate_per_s, horizon_s)
-        early = 4 * self.max_turns * self.think_median_s * np.exp(self.think_sigma**2 / 2)
-        session_rate = rate_per_s * 2 / (self.min_turns + self.max_turns)
-        starts = Poisson()(rng, session_rate, horizon_s + early) - early
-        count = rng.integers(self.min_turns, self.max_turns + 1, len(starts))
-        gaps = self.think_median_s * rng.lognormal(0, self.think_sigma, (len(starts), self.max_turns))
-        gaps[:, 0] = 0
-        times = starts[:, None] + np.cumsum(gaps, axis=1)
-        turn = np.arange(self.max_turns)
-        keep = (turn < count[:, None]) & (times >= 0) & (times < horizon_s)
-        session, turns = np.nonzero(keep)
-        order = np.argsort(times[keep], kind="stable")
-        return SessionArrivals(times[keep][order], session[order], turns[order])
+        begin = (np.arange(self.crowds) + rng.uniform(0, 1, self.crowds)) * horizon_s / self.crowds
+        edges = np.linspace(0, horizon_s, 2 + int(horizon_s / min(5.0, self.rise_s)))
+        middle = (edges[1:] + edges[:-1]) / 2
+        times = warp(Poisson()(rng, rate_per_s, horizon_s), edges, 1 + self._heights(begin, middle).sum(0), horizon_s)
+        heights = np.vstack([np.ones(len(times)), self._heights(begin, times)]).cumsum(0)
+        return CrowdArrivals(times, (rng.random(len(times)) * heights[-1] >= heights[:-1]).sum(0) - 1)
 
-
-@dataclass(frozen=True)
-class Replay:
-    """Time stamps of a Mooncake-format file, scaled to the asked rate, from a random place in the file.
-
-    A file shorter than the horizon is repeated.
-    """
-
-    path: str | Path = ""
-    jitter_ms: float = 3000.0
-    """Uniform jitter: public stamps are quantised to 3 s, and queues of such bunches would be an artefact."""
-
-    def __post_init__(self) -> None:
-        if not str(self.path) or self.jitter_ms < 0:
-            raise ValueError(f"path={str(self.path)!r} must name a trace file, jitter_ms={self.jitter_ms} be >= 0")
-
-    def __call__(self, rng: Rng, rate_per_s: float, horizon_s: float) -> Times:
-        """Draw the times of one episode."""
-        check_rate(rate_per_s, horizon_s)
-        stamps = _stamps(str(self.path), Path(self.path).stat().st_mtime_ns if Path(self.path).exists() else 0)
-        stamps = np.sort(stamps - stamps.min() + rng.uniform(0, self.jitter_ms, len(stamps)))
-        span = max(float(stamps[-1]) * (len(stamps) + 1) / len(stamps), 1e-9)
-        unit = stamps / span * len(stamps)  # one arrival per unit of time on average
-        need = rate_per_s * horizon_s
-        repeats = int(need / len(stamps)) + 2
-        unit = (unit + np.arange(repeats)[:, None] * len(stamps)).ravel() - rng.uniform(0, len(stamps))
-        return unit[(unit >= 0) & (unit < need)] / rate_per_s
-
-
-@cache
-def _stamps(path: str, modified_ns: int) -> Times:
-    """Time stamps of a file in ms; parsed once for each version of the file."""
-    return np.array([record.timestamp_ms for record in read_mooncake(path)], np.float64)
+    def _heights(self, begin: Times, times: Times) -> Times:
+        """Rate of each crowd over the quiet rate, (crowds, T)."""
+        age = times - begin[:, None]
+        shape = np.minimum(age / self.rise_s, np.exp(np.minimum(self.rise_s - age, 0) / self.fall_s))
+        return (self.peak - 1) * np.where(age > 0, shape, 0.0)
 
 
 def warp(times: Times, edges_s: Times, rates: Times, horizon_s: float) -> Times:
@@ -233,7 +197,6 @@ for _name, _process in (
     ("gamma", Gamma),
     ("diurnal", Diurnal),
     ("onoff", OnOff),
-    ("sessions", Sessions),
-    ("replay", Replay),
+    ("flash", FlashCrowd),
 ):
     ARRIVALS.add(_name, _process)

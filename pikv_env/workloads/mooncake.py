@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeGuard
+from typing import IO, Any, TypeGuard
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pikv_env.traces.hashing import mix, to_hash_ids
-from pikv_env.traces.library import TraceLibrary
-from pikv_runtime.requests import Request, RequestList
+from pikv_runtime.requests import RequestList
 
 BLOCK_TOKENS = 512  # of the public traces
 
@@ -65,84 +61,40 @@ def read_mooncake(path: str | Path, block_tokens: int | None = None) -> list[Moo
     return records
 
 
-def write_mooncake(path: str | Path, workload: RequestList, page_tokens: int) -> None:
-    """Write a workload with blocks of `page_tokens`; hashes are renumbered 0, 1, 2, … by first use."""
-    numbers: dict[int, int] = {}
-    with Path(path).open("w", encoding="utf-8") as file:
-        for request in workload.requests:
-            full = request.prompt_tokens // page_tokens
-            ids = [numbers.setdefault(int(h), len(numbers)) for h in request.hash_ids[:full]]
-            if request.prompt_tokens % page_tokens:  # the partial last block belongs to this request alone
-                ids.append(numbers.setdefault(-1 - request.request_id, len(numbers)))
-            line = {
-                "timestamp": round(request.arrival_s * 1000),
-                "input_length": request.prompt_tokens,
-                "output_length": request.output_tokens,
-                "hash_ids": ids,
-            }
-            file.write(json.dumps(line) + "\n")
+def write_records(path: str | Path, records: Iterable[MooncakeRecord]) -> int:
+    """Write a trace, packed where the name ends in `.gz`; returns the number of records.
 
-
-def load_mooncake(
-    path: str | Path,
-    library: TraceLibrary,
-    seed: int = 0,
-    *,
-    token_scale: float = 32.0,
-    block_tokens: int = BLOCK_TOKENS,
-    time_scale: float = 1.0,
-    jitter_ms: float = 3000.0,
-    max_requests: int | None = None,
-    batch_share: float = 0.0,
-    lengths: Literal["library", "trace"] = "library",
-) -> RequestList:
-    """Turn a trace into a workload that is priced without text.
-
-    A page of the workload stands for `page_tokens * token_scale` tokens of the trace, so with a scale of 32
-    and 16-token pages a 512-token block is one page, and with a scale of 1 it is 32 pages. A page is shared
-    as far as the trace block in which it ends is shared. Pages with output tokens are the request's own.
-
-    Args:
-        path: Trace file, plain or `.gz`.
-        library: Gives each request the content of the nearest prompt length, and `page_tokens`.
-        seed: Of jitter, ties and classes.
-        token_scale: Trace tokens that one workload token stands for.
-        block_tokens: Trace tokens of one hash.
-        time_scale: Workload seconds for one second of the trace; above 1 lowers the rate.
-        jitter_ms: Uniform jitter of the stamps, which are quantised to 3 s in public traces.
-        max_requests: Read only so many, the first by time.
-        batch_share: Share of requests of class 1.
-        lengths: "library" gives a request the lengths of its content, so that its attention can be replayed;
-            "trace" keeps the scaled lengths, for studies of reuse alone.
-
-    Returns:
-        Requests ordered by arrival, the first at or after 0.
+    Hash ids are renumbered 0, 1, 2, … by first use. The file appears whole or not at all.
     """
-    if not token_scale > 0 or not time_scale > 0:
-        raise ValueError(f"token_scale={token_scale} and time_scale={time_scale} must be positive")
-    if lengths not in ("library", "trace"):
-        raise ValueError(f"lengths={lengths!r}: allowed 'library', 'trace'")
-    if lengths == "library" and not len(library):
-        raise ValueError("lengths='library' needs a library with contents, this one has 0")
-    rng = np.random.default_rng([seed, 0x4D4F4F4E])
-    records = sorted(read_mooncake(path, block_tokens), key=lambda r: r.timestamp_ms)[:max_requests]
-    stamps = np.array([r.timestamp_ms for r in records])
-    arrival_s = (stamps - stamps[0] + rng.uniform(0, jitter_ms, len(stamps))) * time_scale / 1000
-    classes = (rng.random(len(records)) < batch_share).astype(int)
-    contents = _nearest(rng, library, np.array([r.input_length / token_scale for r in records]))
-    requests = []
-    for request_id, at in enumerate(np.argsort(arrival_s, kind="stable").tolist()):
-        record, content = records[at], int(contents[at])
-        prompt = max(1, round(record.input_length / token_scale))
-        output = max(1, round(record.output_length / token_scale))
-        if lengths == "library":
-            prompt, output = int(library.prompt_tokens[content]), int(library.output_tokens[content])
-        pages = (prompt + output) // library.page_tokens
-        known = min(prompt, int(record.input_length / token_scale)) // library.page_tokens
-        ids = _page_ids(record, pages, known, library.page_tokens * token_scale, block_tokens, seed, request_id)
-        requests.append(Request(request_id, float(arrival_s[at]), prompt, output, ids, int(classes[at]), content))
-    horizon = float(arrival_s.max()) + 1e-3
-    return RequestList(f"mooncake:{Path(path).name}", horizon, tuple(requests), family="mooncake", seed=seed)
+    numbers: dict[int, int] = {}
+    lines = []
+    for record in records:
+        line = {
+            "timestamp": round(record.timestamp_ms),
+            "input_length": record.input_length,
+            "output_length": record.output_length,
+            "hash_ids": [numbers.setdefault(i, len(numbers)) for i in record.hash_ids],
+        }
+        lines.append(json.dumps(line) + "\n")
+    data, path = "".join(lines).encode(), Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(lines)
+
+
+def write_mooncake(path: str | Path, workload: RequestList, page_tokens: int) -> None:
+    """Write a workload with blocks of `page_tokens`; a partial last block belongs to its request alone."""
+    records = []
+    for r in workload.requests:
+        ids = [int(h) for h in r.hash_ids[: r.prompt_tokens // page_tokens]]
+        if r.prompt_tokens % page_tokens:
+            ids.append(-1 - r.request_id)
+        records.append(MooncakeRecord(r.arrival_s * 1000, r.prompt_tokens, r.output_tokens, tuple(ids)))
+    write_records(path, records)
 
 
 def _opened(path: Path) -> IO[str]:
@@ -195,35 +147,3 @@ def _is_integer(value: Any) -> TypeGuard[int]:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return _is_integer(value) or isinstance(value, float)
-
-
-def _nearest(rng: np.random.Generator, library: TraceLibrary, prompts: Iterable[float]) -> NDArray[np.int64]:
-    """The content of nearest prompt length for each request, ties drawn at random; -1 without contents."""
-    wanted = np.asarray(prompts, dtype=np.float64)
-    if not len(library):
-        return np.full(len(wanted), -1)
-    order = rng.permutation(len(library))
-    order = order[np.argsort(library.prompt_tokens[order], kind="stable")]
-    sizes = library.prompt_tokens[order]
-    right = np.clip(np.searchsorted(sizes, wanted), 0, len(sizes) - 1)
-    left = np.maximum(right - 1, 0)
-    size = np.where(wanted - sizes[left] <= sizes[right] - wanted, sizes[left], sizes[right])
-    low, high = np.searchsorted(sizes, size, "left"), np.searchsorted(sizes, size, "right")
-    return order[low + (rng.random(len(wanted)) * (high - low)).astype(np.int64)]
-
-
-def _page_ids(
-    record: MooncakeRecord,
-    pages: int,
-    known: int,
-    page_span: float,
-    block_tokens: int,
-    seed: int,
-    request: int,
-) -> NDArray[np.int64]:
-    """Hash ids (pages,): the first `known` follow from the trace, the rest belong to this request."""
-    j = np.arange(pages)
-    block = np.ceil((j + 1) * page_span / block_tokens).astype(np.int64) - 1
-    ids = np.array(record.hash_ids or (0,), np.int64)[np.clip(block, 0, max(len(record.hash_ids) - 1, 0))]
-    shared = (j < known) & (block < len(record.hash_ids))
-    return to_hash_ids(np.where(shared, mix(0, ids, j), mix(1, seed, request, j)))

@@ -22,6 +22,8 @@ from pikv_env.workloads import (
     MooncakeError,
     Phase,
     Popularity,
+    Replay,
+    Sessions,
     describe,
     families_of,
     load_mooncake,
@@ -29,7 +31,7 @@ from pikv_env.workloads import (
     read_mooncake,
     write_mooncake,
 )
-from pikv_env.workloads.arrivals import Diurnal, Gamma, OnOff, Poisson, Replay, Sessions, warp
+from pikv_env.workloads.arrivals import Diurnal, Gamma, OnOff, Poisson, warp
 from pikv_env.workloads.content import KINDS, OUTPUT_RANGE, PROMPT_RANGE, SESSION_KINDS, build_contents
 from pikv_runtime.registry import UnknownNameError
 from pikv_runtime.requests import RequestList
@@ -126,14 +128,14 @@ def test_contents_refuse_bad_arguments() -> None:
 
 
 def process(name: str, tmp_path: Path) -> object:
-    if name != "replay":
+    if name not in ("replay", "trace"):
         return ARRIVALS[name]()
     path = tmp_path / "trace.jsonl"
     rng = np.random.default_rng(0)
     stamps = np.sort(rng.integers(0, 200, 500)) * 3000
     lines = [{"timestamp": int(t), "input_length": 10, "output_length": 5, "hash_ids": [1]} for t in stamps]
     path.write_text("\n".join(json.dumps(line) for line in lines))
-    return Replay(path)
+    return ARRIVALS[name](path)
 
 
 @pytest.mark.parametrize("name", ARRIVALS.names())
@@ -195,7 +197,7 @@ def test_warp_keeps_the_count_and_bends_the_rate() -> None:
         lambda: OnOff(lull=-1),
         lambda: Sessions(3, 2),
         lambda: Sessions(think_median_s=0),
-        lambda: Replay(),
+        lambda: Replay(""),
     ],
 )
 def test_processes_refuse_bad_parameters(make: type) -> None:
@@ -239,9 +241,10 @@ def test_statistics_come_out_as_the_family_says(library: TraceLibrary, unit_load
         statistics = describe(workload)
         for key, (low, high) in family.expected.items():
             assert low <= statistics[key] <= high, f"seed {seed}: {key}={statistics[key]:.3f}"
-        assert abs(statistics["batch_share"] - family.batch_share) < 0.06
+        sessions = family.sharing == "growing"  # tens of requests each, so their number varies
+        assert abs(statistics["batch_share"] - family.batch_share) < (0.12 if sessions else 0.06)
         offered = sum(service_s(r.prompt_tokens, r.output_tokens) for r in workload.requests) / HORIZON_S
-        assert abs(offered / unit_load - 1) < 0.2
+        assert abs(offered / unit_load - 1) < (0.3 if sessions else 0.2)
 
 
 @pytest.mark.parametrize("name", FAMILIES.names())
@@ -254,19 +257,26 @@ def test_workloads_are_deterministic(library: TraceLibrary, name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES.names())
 def test_requests_fit_their_contents_and_prefixes_are_honest(library: TraceLibrary, name: str) -> None:
     assert library.token_ids is not None
-    workload = make_workload(name, library, 5, 600.0, 0.5, service_s)
-    text: dict[int, bytes] = {}
+    family, workload = FAMILIES[name], make_workload(name, library, 5, 600.0, 0.5, service_s)
+    before: dict[int, object] = {}
     for number, r in enumerate(workload.requests):
         assert r.request_id == number and 0 <= r.arrival_s < 600.0
-        assert library.families[library.family_of[r.content]] in FAMILIES[name].kinds
+        assert library.families[library.family_of[r.content]] in family.kinds
         assert r.prompt_tokens == library.prompt_tokens[r.content]
-        assert len(r.hash_ids) == library.num_blocks[r.content] and r.hash_ids.min() > 0
-        assert r.prompt_ids is not None and r.exact_ids is not None and len(r.exact_ids) == r.output_tokens
+        assert r.output_tokens == library.output_tokens[r.content]
+        blocks = r.hash_ids.tolist()
+        assert len(blocks) == library.num_blocks[r.content] and min(blocks) > 0
+        for j, block in enumerate(blocks):  # equal ids promise equal ids before them, so prefixes are notional texts
+            assert before.setdefault(block, blocks[j - 1] if j else 0) == (blocks[j - 1] if j else 0)
+        if not family.recorded_text:
+            assert r.prompt_ids is None and r.exact_ids is None, "no model may be served with a text that is not there"
+            continue
+        assert r.prompt_ids is not None and r.exact_ids is not None
         ids = np.concatenate([r.prompt_ids, r.exact_ids])
         assert np.array_equal(ids, library.token_ids[r.content, : len(ids)])
-        for j, block in enumerate(r.hash_ids.tolist()):  # equal ids promise equal prefixes
+        for j, block in enumerate(blocks):  # and equal recorded texts
             prefix = ids[: (j + 1) * library.page_tokens].tobytes()
-            assert text.setdefault(block, prefix) == prefix
+            assert before.setdefault(-block, prefix) == prefix
 
 
 def test_sharing_ends_with_the_document(library: TraceLibrary) -> None:
@@ -503,9 +513,9 @@ def test_mooncake_refuses_unreadable_files(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_public_mooncake_trace(library: TraceLibrary) -> None:
-    folder = os.environ.get("PIKV_SHARED")
+    folder = os.environ.get("PIKV_TRACES")
     if not folder:
-        pytest.skip("PIKV_SHARED does not name a folder with trace data")
+        pytest.skip("PIKV_TRACES does not name a folder with trace data")
     found = sorted(Path(folder).rglob("conversation_trace.jsonl*"))
     if not found:
         pytest.skip("no Mooncake conversation trace there")

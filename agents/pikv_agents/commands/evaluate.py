@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -17,7 +17,8 @@ class Evaluate(Command):
     """Play policies and heuristics on the same workloads: J with intervals, by family and over all.
 
     Policies are bundles or heuristics such as `lazy/h2o`; a bundle is shown as learned. A test family that a
-    bundle saw in training is refused. `--record-episodes` keeps what was played, `--replay` plays such records again.
+    bundle saw in training is refused, also under another name; another family that it saw is called seen.
+    `--record-episodes` keeps what was played, `--replay` plays such records again.
     """
 
     policies: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="POLICY...")] = ()
@@ -25,7 +26,9 @@ class Evaluate(Command):
     library: Path | None = None
     """Trace library; by default the built-in one."""
     families: tuple[str, ...] = ()
-    """Workload families; by default those of the test split that the traces can play."""
+    """Workload families; by default those of the split that the traces can play."""
+    split: Literal["train", "validation", "test"] | None = None
+    """All families must be of this split; `test` also refuses any that a bundle saw. Without families: test."""
     pressure: tuple[float, ...] = (2.0,)
     """Working set over the cap."""
     seeds: int = 10
@@ -94,7 +97,7 @@ class Evaluate(Command):
 
         at_least_one(seeds=self.seeds)
         library = open_library(self.library)
-        families = playable(self.families, library, "test")
+        families = playable(self.families, library, self.split or "test")
         update, close = counted("evaluate")
         env = environment(self.profile, self.geometry, self.quick, self.horizon_s, ranks=self.ranks,
                           token_scale=self.token_scale, families=playable((), library, "train"))  # fmt: skip
@@ -104,7 +107,7 @@ class Evaluate(Command):
             found = evaluate(
                 label(self.policies), suite, families, range(self.seeds), self.pressure,
                 grid=QUICK_GRID if self.quick else STATIC_GRID,
-                headroom=known, runner=self.runner, meta=origin(),
+                headroom=known, split=self.split, runner=self.runner, meta=origin(),
             )  # fmt: skip
         finally:
             close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -25,6 +25,15 @@ def plain_table(title: str, left: Sequence[str], right: Sequence[str], caption: 
         table.add_column(name, overflow="fold")  # text gives way before numbers do
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def plain_statistics(values: Mapping[str, float]) -> Table:
+    """Names and values, a line each; whole numbers without digits."""
+    table = plain_table("", ("statistic",), ("value",))
+    table.title = None  # a title would be broken at the width of two narrow columns
+    for name, value in values.items():
+        table.add_row(name, f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}")
     return table
 
 

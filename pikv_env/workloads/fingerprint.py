@@ -1,0 +1,69 @@
+"""What a family is, whatever it is called: equal fingerprints, equal contents, arrivals and sharing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from pikv_env.workloads.families import Family, Phase
+from pikv_env.workloads.replay import Replay
+
+_RULES: dict[str, tuple[str, ...]] = {
+    "document": ("popularity",),
+    "tenant": ("tenants",),
+    "growing": ("tenants", "growth"),
+}
+"""Fields of a family that its sharing rule reads; the others change nothing, so they count for nothing."""
+
+
+def fingerprint(family: Family) -> str:
+    """16 hex digits of a family's contents, arrivals and sharing.
+
+    Name, split, texts, classes and the share of batch requests do not count: a copy of a training family that
+    changes only these is no other family. A replayed trace counts by its records, not by its path.
+
+    Raises:
+        MooncakeError: the trace of a replaying family cannot be read.
+    """
+    told = {
+        "phases": _phases(family.phases),
+        "arrivals": _plain(family.arrivals),
+        "sharing": family.sharing,
+        **{name: _plain(getattr(family, name)) for name in _RULES.get(family.sharing, ())},
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _phases(phases: tuple[Phase, ...]) -> list[Any]:
+    """Phases with weights, shares and rates as shares of their sums: only their proportions act."""
+    shares, rates = sum(p.share for p in phases), sum(p.rate for p in phases)
+    return [[_round(p.share / shares), _round(p.rate / rates), _mix(p)] for p in phases]
+
+
+def _mix(phase: Phase) -> dict[str, float]:
+    """Kinds and their shares."""
+    total = sum(phase.kinds.values())
+    return {kind: _round(weight / total) for kind, weight in phase.kinds.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can write it."""
+    if isinstance(value, Replay):
+        records = [[r.timestamp_ms, r.input_length, r.output_length, r.hash_ids] for r in value.records()]
+        digest = hashlib.sha256(json.dumps(records).encode()).hexdigest()
+        told = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "path"}
+        return {"is": type(value).__name__, "records": digest, **told}
+    if is_dataclass(value):
+        return {"is": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return _round(value) if isinstance(value, int | float) else repr(value)
+
+
+def _round(value: float) -> float:
+    return round(float(value), 9)

@@ -1,0 +1,79 @@
+"""`pikv workloads` and `pikv convert`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pikv_agents import cli
+from pikv_agents.report.workload_figure import over_time
+from pikv_env.builtin import resolve_library
+from pikv_env.workloads import FAMILIES, describe, make_workload, read_mooncake
+
+
+def ran(tmp_path: Path, *arguments: str) -> dict[str, object]:
+    out = tmp_path / "out.json"
+    assert cli.main([*arguments, "--json", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def test_list_tells_everything_of_every_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ran(tmp_path, "workloads")["families"]
+    assert {row["id"] for row in rows} == set(FAMILIES) and len(rows) >= 20  # type: ignore[union-attr]
+    for row in rows:  # type: ignore[attr-defined]
+        assert all(row[key] for key in ("split", "description", "contents", "arrivals", "sharing", "source", "licence"))
+        assert row["expected"], f"{row['id']}: no expected statistics"
+    assert "replay-agent-loop" in capsys.readouterr().out
+
+
+def test_show_draws_by_the_seed_and_describes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = tmp_path / "figure.png"
+    given = ("workloads", "show", "chat-swing", "--horizon-s", "300")
+    first = ran(tmp_path, *given, "--figure", str(figure))
+    text = capsys.readouterr().out
+    assert "starts diurnal (period_s 600.0" in text and "arrivals over time" in text
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+    assert first == ran(tmp_path, *given) and first["statistics"]["requests"] > 50  # type: ignore[index]
+    assert ran(tmp_path, *given, "--seed", "1")["statistics"] != first["statistics"]
+
+
+def test_what_is_drawn_over_time_adds_up() -> None:
+    library = resolve_library()
+    workload = make_workload("code-bursty", library, 0, 600.0, 0.3, lambda p, o: 0.2)
+    edges, rate, share = over_time(workload, library.page_tokens, 20)
+    assert (rate * (edges[1] - edges[0])).sum() == pytest.approx(len(workload.requests))
+    assert share[0] < 0.5 < share[-5:].max() <= 1.0
+    once = make_workload("facts-unique", library, 0, 600.0, 0.3, lambda p, o: 0.2)
+    assert describe(once)["prefix_hit_rate"] == 0 == over_time(once, library.page_tokens, 5)[2].max()
+
+
+def test_generate_and_convert_write_traces(tmp_path: Path) -> None:
+    trace, cut = tmp_path / "trace.jsonl.gz", tmp_path / "cut.jsonl"
+    made = ran(tmp_path, "workloads", "generate", "agent-loop", "--seed", "2", "--out", str(trace))
+    assert made["statistics"]["requests"] == len(read_mooncake(trace, 2048))  # type: ignore[index]
+    source = tmp_path / "azure.csv"
+    source.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.5,600,4\n2023-11-16 18:15:49,700,4\n"
+    )
+    found = ran(tmp_path, "convert", str(source), "--from", "azure", "--out", str(cut), "--start-s", "1")
+    assert found["format"] == "azure" and found["options"]["start_s"] == 1.0  # type: ignore[index]
+    assert [(r.timestamp_ms, r.input_length) for r in read_mooncake(cut, 512)] == [(1500, 700)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["workloads", "show"], "show needs a name"),
+        (["workloads", "show", "flash-crow"], "did you mean 'flash-crowd'"),
+        (["workloads", "generate", "conversations", "--out", "x"], "did you mean 'conversation'"),
+        (["workloads", "generate", "conversation"], "generate needs a file"),
+        (["convert", "missing.csv", "--from", "azure", "--out", "x.jsonl"], "missing.csv: cannot be read"),
+        (["convert", "missing.csv", "--from", "azur", "--out", "x.jsonl"], "azure"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
