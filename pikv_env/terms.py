@@ -151,7 +151,7 @@ def cost_terms(config: EnvConfig) -> tuple[Term, ...]:
         "fidelity": ("share of due observations", "lost fidelity", "1 − F"),
         "slo": ("share of requests", "requests known to miss an objective", "the late share"),
     }
-    rows = [("cost", "sum of the costs below", "sum of the costs below; limit 0", math.inf)]
+    rows = [("cost", "sum of shares", "sum of the costs below; limit 0", math.inf)]
     for name, limit in limits.items():
         unit, what, total = about[name]
         rows.append((f"cost_{name}", unit, f"{what}, beyond the budget of {limit:g}; limit 0", math.inf))

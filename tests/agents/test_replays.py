@@ -66,6 +66,8 @@ def test_a_difference_or_a_refusal_ends_in_an_error(files, library_path, tmp_pat
 def test_another_library_and_a_missing_file_are_one_line(files, tmp_path, capsys):
     assert cli.main(["evaluate", "--replay", files[0]]) == 2
     assert "recorded over trace library" in capsys.readouterr().err
+    assert cli.main(["evaluate", "lazy/h2o", "--replay", files[0]]) == 2
+    assert capsys.readouterr().err.count("leave out lazy/h2o") == 1
     assert cli.main(["evaluate", "--replay", str(tmp_path / "none.npz")]) == 2
     assert capsys.readouterr().err.endswith(f"pikv: {tmp_path / 'none.npz'}: no such file or directory\n")
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 
 import pikv_env  # noqa: F401 - registers the environments
@@ -225,3 +226,14 @@ def test_costs_pictures_and_terms_are_those_of_the_trace_environment() -> None:
     assert own["episode_cost"]["cost"] == pytest.approx(total) and total > 0
     image, other = live.render(), trace.render()
     np.testing.assert_array_equal(image[60:], other[60:])  # all but the title
+
+
+def test_a_spec_survives_json_unless_it_holds_a_model(tmp_path) -> None:
+    library().save(tmp_path / "traces.safetensors")
+    fields = {"library": tmp_path / "traces.safetensors", "config": CONFIG, "control": "discrete"}
+    env = gym.make("PiKV/Runtime-v0", **fields)
+    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert again.unwrapped.config == env.unwrapped.config == replace(CONFIG, control="discrete")
+    held = gym.make("PiKV/Runtime-v0", model=model(), **fields)
+    with pytest.raises(ValueError, match=r"argument 'model' is a .*pass the path of its folder"):
+        held.spec.to_json()

@@ -59,6 +59,8 @@ class Evaluate(Command):
     def run(self) -> dict[str, Any]:
         """Print the tables, return the evaluation (or what the replays came to)."""
         if self.replay:
+            if self.policies:
+                raise ValueError(f"--replay plays records alone: leave out {' '.join(self.policies)}")
             return self._replay()
         return self._evaluate()
 
