@@ -52,11 +52,12 @@ def workload_fingerprint(workload: RequestList) -> str:
 
 
 def pool_fingerprint(pool: WorkloadPool) -> str:
-    """Of all that decides how episodes of a pool go: traces, workloads, prices, page bytes and denominators."""
+    """Of all that decides how episodes of a pool go: traces, workloads, prices, page bytes, classes, denominators."""
     if pool not in _POOLS:
         workloads = [workload_fingerprint(p.workload) for p in pool.prepared]
         numbers = [(p.reference.latency, p.reference.duration_s, p.reference.audited) for p in pool.prepared]
         caps = [(p.working_set_bytes, float(p.floor_bytes)) for p in pool.prepared]
         parts = [library_fingerprint(pool.library), workloads, np.array(numbers), np.array(caps)]
-        _POOLS[pool] = digest([*parts, np.asarray(pool.prices), pool.shape, pool.config.runtime, pool.config.ranks])
+        served = [np.asarray(pool.prices), pool.shape, [asdict(c) for c in pool.classes]]
+        _POOLS[pool] = digest([*parts, *served, pool.config.runtime, pool.config.ranks])
     return _POOLS[pool]

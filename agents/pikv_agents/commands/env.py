@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -22,8 +23,8 @@ class Env(Command):
 
     control: Annotated[str, tyro.conf.Positional] = "coef"
     """Control view: coef, box or discrete."""
-    geometry: str = "embedded"
-    """Model that is priced; says how many groups there are."""
+    library: Path | None = None
+    """Trace library, which says how many groups there are; by default the built-in one."""
     fidelity_floor: float | None = None
     """Least F of an episode: adds its costs."""
     slo: float | None = None
@@ -31,16 +32,14 @@ class Env(Command):
 
     def run(self) -> dict[str, Any]:
         """Print the tables and return them."""
+        from pikv_agents.commands.options import open_library
         from pikv_agents.report.tables import console
         from pikv_env.builtin import make_config
         from pikv_env.terms import describe
-        from pikv_runtime.profiles import load_geometry
 
-        config = make_config(
-            control=self.control, geometry=self.geometry, fidelity_floor=self.fidelity_floor, slo=self.slo
-        )
-        geometry = load_geometry(self.geometry)
-        groups = geometry.experts * min(config.runtime.layer_groups, geometry.layers)
+        config = make_config(control=self.control, fidelity_floor=self.fidelity_floor, slo=self.slo)
+        library = open_library(self.library)
+        groups = library.experts * min(config.runtime.layer_groups, library.layers)
         found = describe(config, groups)
         out = console()
         for title, terms in found.sections().items():
