@@ -20,6 +20,7 @@ from pikv_env.episode import PARTS, episode_info, interval_columns, reset_info, 
 from pikv_env.pool import WorkloadPool
 from pikv_env.rendering import RENDER_METADATA, Screen
 from pikv_env.spaces import Actions, PolicySpaces
+from pikv_env.terms import Description, describe
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import Array
 
@@ -104,6 +105,10 @@ class TraceVecEnv(VecEnv):  # type: ignore[misc]
     def close(self) -> None:
         """Stop the batch's threads."""
         self.batch.close()
+
+    def describe(self) -> Description:
+        """Observation, action, reward and cost terms of a lane by name, with unit, range and meaning."""
+        return describe(self.config, self.batch.num_groups)
 
     def get_images(self) -> list[Any]:
         """A picture of each lane, which `render` tiles; None where the render mode is another."""

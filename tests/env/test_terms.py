@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from trace_kit import SMALL, library
 
+import pikv_env
 from pikv_env.builtin import make_config
 from pikv_env.terms import describe
 from pikv_runtime.contract import CONTRACT_HASH, GLOBAL_CONTROLS, GLOBAL_FEATURES, GROUP_CONTROLS, GROUP_FEATURES
@@ -31,6 +32,7 @@ def table_of(text: str, heading: str) -> list[list[str]]:
 def test_terms_fit_the_spaces(control: str) -> None:
     env = gym.make("PiKV/Trace-v0", library=library(), control=control, **SMALL)
     found, spaces = env.unwrapped.describe(), env.unwrapped.spaces
+    assert pikv_env.make_sb3(library=library(), control=control, **SMALL).describe() == found
     assert [t.name for t in found.observation] == spaces.names
     assert [t.index for t in found.observation] == list(range(len(spaces.names)))
     np.testing.assert_array_equal(np.float32([t.low for t in found.observation]), env.observation_space.low)
