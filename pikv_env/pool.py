@@ -23,6 +23,8 @@ from pikv_runtime.profiles import load_geometry, load_profile
 from pikv_runtime.requests import BATCH, INTERACTIVE, RequestList, distinct_blocks
 
 DRAWS = 12
+LONGEST = 1.5
+"""Most horizons that U may take, unless the drain limit lies later: else even U would leave requests unserved."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,13 @@ class WorkloadPool:
             one, scratch = (self.ledger(1, len(workload.requests), blocks) for blocks in (1, slots))
             self._load(one, 0, workload)
             try:
-                return workload, self._reference(one, scratch)
+                reference = self._reference(one, scratch)
             except SaturatedError as error:
                 refused = str(error)
+                continue
+            refused = self._unfit(reference)
+            if not refused:
+                return workload, reference
         raise ValueError(f"family {family.id!r}: {DRAWS} workloads refused: {refused}")
 
     def _reference(self, one: Ledger, scratch: Ledger) -> Reference:
@@ -155,6 +161,15 @@ class WorkloadPool:
                 "slots is fair"
             )
         return reference
+
+    def _unfit(self, reference: Reference) -> str:
+        """Why a workload would pay for not serving it; empty where it would not."""
+        limit_s = self.config.horizon_s * max(LONGEST, 1 + self.config.drain)
+        if reference.duration_s > limit_s:
+            return f"the uncapped exact run takes {reference.duration_s:.0f} s, at most {limit_s:.0f} s is fair"
+        if reference.audited <= 0 and self.config.runtime.audit_share > 0:
+            return "no request is audited, so nothing would be lost by blurring all"
+        return ""
 
     def _load(self, target: Ledger, lane: int, workload: RequestList) -> None:
         share = self.config.runtime.audit_share

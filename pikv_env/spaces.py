@@ -40,7 +40,7 @@ class PolicySpaces:
         if actions.shape != expected:
             raise ValueError(f"actions have shape {actions.shape}, view {self.control!r} wants {expected}")
         if isinstance(self.view, DiscreteView):
-            if np.any((actions < 0) | (actions >= self.view.nvec)):
+            if not np.all((actions >= 0) & (actions < self.view.nvec) & (actions == np.floor(actions))):  # NaN, too
                 raise ValueError(f"a choice is off the grid: allowed 0 to below {self.view.nvec.tolist()}")
         else:
             actions = np.clip(actions.astype(np.float32), -1.0, 1.0)
