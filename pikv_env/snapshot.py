@@ -88,7 +88,7 @@ def lane_arrays(ledger: Ledger) -> dict[str, NDArray[Any]]:
     return {
         name: np.asarray(value)  # without numba a subclass, whose elements are Python's numbers
         for name, value in ledger._asdict().items()
-        if isinstance(value, np.ndarray) and name not in shared and not name.startswith("class_")
+        if isinstance(value, np.ndarray) and name not in shared
     }
 
 

@@ -109,8 +109,9 @@ def latency_charges(s: Ledger, lane: int) -> Floats:
     n = int(s.num_requests[lane])
     classes = s.req_class[lane, :n]
     to_first, after = _spans(s, lane)
-    waiting = s.class_weight[classes] / s.class_ttft_s[classes]
-    decoding = s.class_weight[classes] / (s.class_tpot_s[classes] * np.maximum(1, s.req_output[lane, :n] - 1))
+    waiting = s.class_weight[lane, classes] / s.class_ttft_s[lane, classes]
+    steps = np.maximum(1, s.req_output[lane, :n] - 1)
+    decoding = s.class_weight[lane, classes] / (s.class_tpot_s[lane, classes] * steps)
     charges: Floats = waiting * to_first + decoding * after
     return charges
 
@@ -135,7 +136,7 @@ def breakdown(s: Ledger, lane: int = 0, reference: Reference | None = None, audi
         wished_mass_share=_ratio(tally[Tally.HIT_MASS], tally[Tally.WISHED_MASS], 1.0),
         loss=float(tally[Tally.LOSS]),
         counters={name: int(tally[column]) for name, column in COUNTERS.items()},
-        classes=[_class_cost(s, lane, c, ttft_s, tpot_s) for c in range(len(s.class_weight))],
+        classes=[_class_cost(s, lane, c, ttft_s, tpot_s) for c in range(s.class_weight.shape[1])],
         worst=_worst(s, lane, reference),
     )
 
@@ -163,7 +164,7 @@ def _class_cost(s: Ledger, lane: int, c: int, ttft_s: Floats, tpot_s: Floats) ->
     n = int(s.num_requests[lane])
     mine = s.req_class[lane, :n] == c
     status = s.req_status[lane, :n]
-    in_time = (ttft_s <= s.class_ttft_s[c]) & (tpot_s <= s.class_tpot_s[c])
+    in_time = (ttft_s <= s.class_ttft_s[lane, c]) & (tpot_s <= s.class_tpot_s[lane, c])
     first, rest = (values[mine & ~np.isnan(values)] for values in (ttft_s, tpot_s))
     return ClassCost(
         requests=int(mine.sum()),

@@ -165,7 +165,7 @@ def bytes_by_group(s, q, lane=0):
     for p in pages_of(s, q, lane, int(s.control_globals[lane, GlobalControl.WINDOW])):
         block = int(s.page_block[lane, r, p])
         for layer in range(LAYERS):
-            if s.page_live[lane, r, p, layer] and s.block_sealed[lane, block]:
+            if s.page_live[lane, r, layer, p] and s.block_sealed[lane, block]:
                 g = int(s.block_tag[lane, block, layer]) * 2 + int(s.layer_group[layer])
                 stored[g] += s.codec_bytes[s.block_codec[lane, block, layer]]
                 dense[g] += s.bf16_bytes

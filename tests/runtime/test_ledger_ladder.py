@@ -28,6 +28,7 @@ from ledger_lab import (
 from pikv_runtime import ledger as lg
 from pikv_runtime.contract import GlobalControl
 from pikv_runtime.ledger import Tally
+from pikv_runtime.ledger.commit import tag_page
 from pikv_runtime.ledger.utility import page_utility
 
 PAGES = 60
@@ -107,7 +108,8 @@ def test_the_ladder_only_moves_down(ledger):
 
 
 def test_a_ratio_beyond_the_ladders_end_is_counted_as_a_veto(ledger):
-    ledger.block_tag[0, blocks_of(ledger, 0)] = 1  # large groups: 4 is out of reach by more than a page
+    for block in blocks_of(ledger, 0):  # large groups: 4 is out of reach by more than a page
+        tag_page(ledger, 0, block, np.ones(LAYERS, np.int8), np.zeros((LAYERS, 4), np.float32))
     steer(ledger, ratio=4.0)
     assert (codecs_of(ledger, 0)[pages_of(ledger, 0)] == INT4).all()
     assert ledger.tally[0, Tally.VETOES] == ledger.tally[0, Tally.ASKED] == 2
@@ -119,14 +121,14 @@ def test_eviction_frees_the_asked_share_of_every_group_to_within_one_page(ledger
     scatter_utilities(ledger)
     steer(ledger, ratio=ratio, page_mass=1.0, page_recency=0.0)
     stored, _ = bytes_by_group(ledger, 0)
-    live = ledger.page_live[0, 0].copy()
+    live = ledger.page_live[0, 0].T.copy()
     values, groups, pages = utilities(ledger), groups_of(ledger), pages_of(ledger, 0)
     steer(ledger, evict=share, page_mass=1.0, page_recency=0.0)
     left, _ = bytes_by_group(ledger, 0)
     freed = stored - left
     assert (freed <= share * stored + 1e-6).all()
     assert (freed > share * stored - PAGE_BYTES[TOP]).all()
-    gone = (live & ~ledger.page_live[0, 0].astype(bool))[pages]
+    gone = (live & ~ledger.page_live[0, 0].T.astype(bool))[pages]
     for g in range(GROUPS):
         here = gone[groups == g].astype(bool)
         if here.any() and not here.all():
@@ -137,7 +139,7 @@ def test_eviction_frees_the_asked_share_of_every_group_to_within_one_page(ledger
 
 def test_a_share_smaller_than_a_page_evicts_nothing(ledger):
     steer(ledger, evict=0.01)
-    assert ledger.page_live[0, 0, :50].all()
+    assert ledger.page_live[0, 0, :, :50].all()
 
 
 def test_eviction_and_compression_in_one_control_agree(ledger):
@@ -152,7 +154,7 @@ def test_the_always_on_set_stays_native(ledger):
         steer(s, ratio=4.0, evict=0.5)
         pages = s.slot_pages[0, 0]
         always = [0, *range(pages - 2, pages)]
-        assert s.page_live[0, 0, always].all()
+        assert s.page_live[0, 0][:, always].all()
         assert (codecs_of(s, 0)[always] == NATIVE).all()
         if iterate(s, signals=BANK) == 0 or not decodes(s, 0):
             break
@@ -167,7 +169,7 @@ def test_a_sink_that_was_cached_before_is_a_sink_again(built):
     assert (before == TOP).all(), "the chain was sealed when it was cached"
     for _ in range(20):
         steer(s, ratio=4.0, evict=0.5)
-    assert (codecs_of(s, 1)[0] == before).all() and s.page_live[0, slot_of(s, 1), 0].all()
+    assert (codecs_of(s, 1)[0] == before).all() and s.page_live[0, slot_of(s, 1), :, 0].all()
     assert s.tally[0, Tally.EVICTED_PAGES] > 0
 
 
@@ -183,7 +185,7 @@ def test_a_request_in_prefill_is_pinned():
     iterate(s, signals=BANK)
     iterate(s, signals=BANK)
     steer(s, ratio=4.0, evict=0.5)
-    assert s.page_live[0, 0, :50].all() and (codecs_of(s, 0) == NATIVE).all()
+    assert s.page_live[0, 0, :, :50].all() and (codecs_of(s, 0) == NATIVE).all()
 
 
 def window(s, pages):
@@ -208,8 +210,8 @@ def test_a_smaller_window_takes_effect_at_once_and_a_larger_one_restores_nothing
     np.testing.assert_array_equal(codecs_of(s, 0), codecs)
     np.testing.assert_array_equal(s.page_live[0, 0], live)
     steer(s, evict=0.5)
-    assert (s.page_live[0, 0, pages - 17 :] == live[pages - 17 :]).all(), "what is in the window is not evicted"
-    assert s.page_live[0, 0, : pages - 17].sum() < live[: pages - 17].sum()
+    assert (s.page_live[0, 0, :, pages - 17 :] == live[:, pages - 17 :]).all(), "what is in the window is not evicted"
+    assert s.page_live[0, 0, :, : pages - 17].sum() < live[:, : pages - 17].sum()
 
 
 def test_cached_blocks_are_demoted_to_the_asked_mean_ratio(built):

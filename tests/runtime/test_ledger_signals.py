@@ -61,12 +61,12 @@ def signals(s, seed=0):
 
 def masks(s, score):
     """(read, wished), each (L, P) of booleans."""
-    parts = [read_masks(s, 0, 0, layer, score[layer])[:2] for layer in range(LAYERS)]
+    parts = [read_masks(s, 0, 0, layer, score[layer]) for layer in range(LAYERS)]
     return [np.array(p, bool) for p in zip(*parts, strict=True)]
 
 
 def history(s):
-    return [getattr(s, name)[0, 0].T.copy() for name in ("page_mass", "page_mass_sum", "page_reads", "page_last_s")]
+    return [getattr(s, name)[0, 0].copy() for name in ("page_mass", "page_mass_sum", "page_reads", "page_last_s")]
 
 
 def test_the_read_set_is_the_always_on_set_and_the_best_share_of_the_others(ledger):
@@ -137,7 +137,7 @@ def test_an_evicted_page_leaves_the_bytes_of_a_ghost_until_the_request_ends(ledg
     s = ledger
     before, codec = int(s.bytes_rank[0, 0]), int(s.block_codec[0, blocks_of(s, 0)[3], 0])
     evict_page(s, 0, 0, 3, 0)
-    assert s.page_ghost[0, 0, 3, 0] == 1 and s.page_live[0, 0, 3, 0] == 0
+    assert s.page_ghost[0, 0, 0, 3] == 1 and s.page_live[0, 0, 0, 3] == 0
     assert s.bytes_rank[0, 0] == before - PAGE_BYTES[codec] + GHOST
     lg.check_integrity(s, 0)
     drain(s, signals=BANK)
@@ -161,7 +161,7 @@ def test_ghosts_lie_with_the_owner_and_only_while_the_cap_has_room(ranks):
         s.bytes_rank[0, owner] += spare  # full to the last byte
         evict_page(s, 0, 0, p, 1)
         freed = PAGE_BYTES[TOP] if s.block_rank[0, blocks[p], 1] == owner else 0
-        assert s.page_ghost[0, 0, p, 1] == (freed > 0)
+        assert s.page_ghost[0, 0, 1, p] == (freed > 0)
         s.bytes_rank[0, owner] -= spare
         lg.check_integrity(s, 0)
 

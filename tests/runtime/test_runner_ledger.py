@@ -88,9 +88,9 @@ class Serving:
         """What got attention is what the ledger believes to have been read."""
         live = self.ledger.page_live[0, seen.slot]
         for layer in range(LAYERS):
-            read, _, _ = read_masks(self.ledger, 0, seen.slot, layer, seen.score[layer])
+            read, _ = read_masks(self.ledger, 0, seen.slot, layer, seen.score[layer])
             assert np.array_equal(seen.mass[layer] > 0, read == 1)
-            self.partial_reads += int(read.sum() < live[:, layer].sum())
+            self.partial_reads += int(read.sum() < live[layer].sum())
 
     def segment(self, r: int) -> Segment:
         s = self.ledger

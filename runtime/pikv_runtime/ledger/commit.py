@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pikv_runtime.contract import GlobalControl
 from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.pages import tell_users
 from pikv_runtime.ledger.references import fill, seal
 from pikv_runtime.ledger.schedule import retire, tpot_rate, ttft_rate
 from pikv_runtime.ledger.state import F4, I1, Ledger, Status, Tally
@@ -34,6 +35,7 @@ def tag_page(s: Ledger, i: int, block: int, tags: I1, errors: F4) -> None:
             for e in range(s.experts):
                 hit = 1.0 if e == tag else 0.0
                 s.group_routed[i, e] += 0.01 * (hit - s.group_routed[i, e])
+    tell_users(s, i, block)
 
 
 @jit
@@ -46,11 +48,11 @@ def filled_pages(s: Ledger, i: int, r: int) -> tuple[int, int]:
 
 @jit
 def seal_outside(s: Ledger, i: int, r: int) -> None:
-    """Seal every full page of a decoding slot that has left the always-on set."""
-    for p in range(s.sink_pages, window_start(s, i, r)):
-        block = s.page_block[i, r, p]
-        if s.block_full[i, block] == 1 and s.block_sealed[i, block] == 0:
-            seal(s, i, block)
+    """Seal every page of a decoding slot that has left the always-on set (what lies before the window is full)."""
+    recent = window_start(s, i, r)
+    while s.slot_sealed[i, r] < recent:
+        seal(s, i, s.page_block[i, r, s.slot_sealed[i, r]])
+        s.slot_sealed[i, r] += 1
 
 
 @jit

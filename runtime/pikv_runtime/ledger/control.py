@@ -8,11 +8,19 @@ from pikv_runtime.contract import GlobalControl, GroupControl
 from pikv_runtime.ledger.commit import seal_outside
 from pikv_runtime.ledger.heap import heapify, pop
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.order import by_group, decode_page, demote, evictable_pages, next_rung, stored_bytes
+from pikv_runtime.ledger.order import (
+    by_group,
+    can_demote,
+    decode_page,
+    demote,
+    evictable_pages,
+    next_rung,
+    stored_bytes,
+)
 from pikv_runtime.ledger.pages import recode
 from pikv_runtime.ledger.references import evict_page
 from pikv_runtime.ledger.state import F8, I8, Ledger, Tally
-from pikv_runtime.ledger.utility import block_utility, decoding
+from pikv_runtime.ledger.utility import block_utility, decoding, window_pages
 from pikv_runtime.ledger.victims import age_victims, evict_cached
 
 ROUNDING = 1e-6  # bytes
@@ -42,12 +50,16 @@ def _evict_group(s: Ledger, i: int, g: int, values: F8, codes: I8) -> int:
 def _compress_group(s: Ledger, i: int, g: int, values: F8, codes: I8, count: int) -> bool:
     """Demote, lowest utility first and one rung a pass, until the mean ratio of the heap's `count` pages reaches what
     was asked of group `g`. Returns whether it does, to within one page."""
-    stored = 0.0
+    stored, able = 0.0, 0
+    target = count * s.bf16_bytes / s.control_groups[i, g, GroupControl.COMPRESSION_RATIO]
     for j in range(count):
         stored += stored_bytes(s, i, codes[j])
-    target = count * s.bf16_bytes / s.control_groups[i, g, GroupControl.COMPRESSION_RATIO]
+        if can_demote(s, i, codes[j]):
+            values[able], codes[able] = values[j], codes[j]
+            able += 1
+    heapify(values, codes, able)
     for rung_pass in range(s.codec_bytes.shape[0]):
-        for j in range(count - 1, -1, -1):
+        for j in range(able - 1, -1, -1):
             if stored <= target + ROUNDING:
                 return True
             # The first pass pops the heap; what was popped lies behind it in order, for the passes after it.
@@ -111,7 +123,7 @@ def _heap_cached(s: Ledger, i: int, values: F8, blocks: I8) -> int:
         for layer in range(s.layers):
             if next_rung(s, s.block_codec[i, block, layer]) >= 0:
                 blocks[count] = block
-                values[count] = block_utility(s, i, block)
+                values[count] = block_utility(s, i, block, s.clock_s[i])
                 count += 1
                 break
     heapify(values, blocks, count)
@@ -168,11 +180,14 @@ def _limit_cached(s: Ledger, i: int) -> None:
 @jit
 def apply_control(s: Ledger, i: int) -> None:
     """Put the control in `control_groups` and `control_globals` (legal already) into force."""
+    window = window_pages(s, i)
     for k in range(s.running_count[i]):
         r = s.running[i, k]
+        if window != s.window[i]:
+            s.slot_dirty[i, r] = 1
         if decoding(s, i, r):
-            s.slot_dirty[i, r] = 1  # the window may have changed
             seal_outside(s, i, r)
+    s.window[i] = window
     age_victims(s, i)
     if _asks(s, i):
         _steer_live(s, i)

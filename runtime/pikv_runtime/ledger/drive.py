@@ -14,6 +14,7 @@ from pikv_runtime.ledger.control import apply_control
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.observe import due, observe
 from pikv_runtime.ledger.pricing import price
+from pikv_runtime.ledger.quiet import is_quiet, quiet_iterations, run_quiet
 from pikv_runtime.ledger.schedule import plan
 from pikv_runtime.ledger.setup import clear, copy_requests, observations, request_charges
 from pikv_runtime.ledger.state import F4, F8, I1, I8, NO_CAP, Ledger, Price, Tally
@@ -74,9 +75,13 @@ def next_event_s(s: Ledger, i: int, end_s: float) -> float:
 def run_interval(s: Ledger, i: int, bank: Bank, limit_s: float) -> bool:
     """Run lane `i` to the end of its control interval (or of its work). Returns whether the episode is over."""
     while s.clock_s[i] < s.interval_end_s[i] and s.unfinished[i] > 0 and s.clock_s[i] < limit_s:
+        quiet, running, s.unsettled[i] = quiet_iterations(s, i), s.running_count[i], 0
         if plan(s, i) == 0:
             end = min(s.interval_end_s[i], limit_s)
             advance(s, i, max(1e-9, next_event_s(s, i, end) - s.clock_s[i]))
+            continue
+        if quiet > 0 and is_quiet(s, i, running):
+            run_quiet(s, i, quiet, min(s.interval_end_s[i], limit_s))
             continue
         replay_signals(s, i, bank)
         commit(s, i, price(s, i))
@@ -124,7 +129,8 @@ def reference_run(s: Ledger, lane: int, bank: Bank, scratch: Ledger, most_busy: 
     clear(scratch, 0)
     copy_requests(scratch, 0, s, lane)
     scratch.cap_bytes[0] = NO_CAP
-    scratch.prices[0] = s.prices[lane]
+    for name in ("prices", "class_weight", "class_ttft_s", "class_tpot_s", "class_fidelity"):
+        getattr(scratch, name)[0] = getattr(s, name)[lane]
     scratch.interval_s[0] = s.interval_s[lane]
     scratch.interval_end_s[0] = s.interval_s[lane]
     exact = scratch._replace(sparse=0, codec_bytes=_plain_bytes(s))
@@ -133,7 +139,7 @@ def reference_run(s: Ledger, lane: int, bank: Bank, scratch: Ledger, most_busy: 
     n = s.num_requests[lane]
     charges = np.zeros(s.req_arrival_s.shape[1])
     request_charges(exact, 0, charges)
-    weights = s.class_fidelity[s.req_class[lane, :n]] * s.req_audited[lane, :n]
+    weights = s.class_fidelity[lane, s.req_class[lane, :n]] * s.req_audited[lane, :n]
     duration = float(exact.clock_s[0])
     busy = float(exact.tally[0, Tally.BUSY_S]) / duration
     if busy > most_busy:

@@ -27,6 +27,19 @@ def _sift_down(values: F8, ids: I8, count: int, start: int) -> None:
 
 
 @jit
+def push(values: F8, ids: I8, count: int, value: float, entry: int) -> None:
+    """Add an entry to a heap of `count`."""
+    at = count
+    while at > 0:
+        above = (at - 1) >> 1
+        if values[above] < value or (values[above] == value and ids[above] < entry):
+            break
+        values[at], ids[at] = values[above], ids[above]
+        at = above
+    values[at], ids[at] = value, entry
+
+
+@jit
 def heapify(values: F8, ids: I8, count: int) -> None:
     """Order the first `count` entries as a heap."""
     for start in range(count // 2 - 1, -1, -1):

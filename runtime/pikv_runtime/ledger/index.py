@@ -16,10 +16,9 @@ def find(s: Ledger, i: int, key: int) -> int:
     """Block slot indexed under `key`, or -1."""
     mask = s.index_slot.shape[1] - 1
     at = _home(key, mask)
-    while s.index_slot[i, at] >= 0:
-        slot = s.index_slot[i, at]
-        if s.block_hash[i, slot] == key:
-            return slot
+    while s.index_key[i, at] != 0:
+        if s.index_key[i, at] == key:
+            return s.index_slot[i, at]
         at = (at + 1) & mask
     return -1
 
@@ -29,9 +28,10 @@ def insert(s: Ledger, i: int, key: int, slot: int) -> None:
     """Index block `slot` under `key`; the key must not be present."""
     mask = s.index_slot.shape[1] - 1
     at = _home(key, mask)
-    while s.index_slot[i, at] >= 0:
+    while s.index_key[i, at] != 0:
         at = (at + 1) & mask
     s.index_slot[i, at] = slot
+    s.index_key[i, at] = key
     s.block_hash[i, slot] = key
 
 
@@ -43,15 +43,17 @@ def remove(s: Ledger, i: int, slot: int) -> None:
         return
     mask = s.index_slot.shape[1] - 1
     at = _home(key, mask)
-    while s.index_slot[i, at] != slot:
+    while s.index_key[i, at] != key:
         at = (at + 1) & mask
     hole = at
     at = (at + 1) & mask
-    while s.index_slot[i, at] >= 0:
-        home = _home(s.block_hash[i, s.index_slot[i, at]], mask)
+    while s.index_key[i, at] != 0:
+        home = _home(s.index_key[i, at], mask)
         if ((at - home) & mask) >= ((at - hole) & mask):
             s.index_slot[i, hole] = s.index_slot[i, at]
+            s.index_key[i, hole] = s.index_key[i, at]
             hole = at
         at = (at + 1) & mask
     s.index_slot[i, hole] = -1
+    s.index_key[i, hole] = 0
     s.block_hash[i, slot] = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pikv_runtime.ledger.index import find
+from pikv_runtime.ledger.pricing import count_reads
 from pikv_runtime.ledger.state import Ledger
 
 
@@ -44,19 +45,24 @@ def _check_blocks(s: Ledger, i: int) -> None:
 
 
 def _check_references(s: Ledger, i: int) -> None:
-    refs = np.zeros_like(s.block_refs[i])
+    refs, whole = np.zeros_like(s.block_refs[i]), 0
     for r in range(s.slot_request.shape[1]):
         count = s.slot_pages[i, r] if s.slot_request[i, r] >= 0 else 0
         blocks = s.page_block[i, r, :count]
         _demand(len(set(blocks.tolist())) == count, f"slot {r} lists a block twice")
         _demand(bool((s.page_block[i, r, count:] < 0).all()), f"slot {r} lists pages beyond its end")
-        np.add.at(refs, blocks, s.page_live[i, r, :count])
+        np.add.at(refs, blocks, s.page_live[i, r, :, :count].T)
         _demand(bool((s.block_depth[i, blocks] == np.arange(count)).all()), f"slot {r}: a block out of position")
+        _check_copies(s, i, r, count)
+        whole += sum(s.block_exact[i, b] and s.block_full[i, b] and (s.block_codec[i, b] >= 0).all() for b in blocks)
+        if s.slot_request[i, r] >= 0:
+            _check_reads(s, i, r)
         both = s.page_live[i, r] & s.page_ghost[i, r]
         _demand(not both.any(), f"slot {r}: a page both live and ghost")
         if s.slot_request[i, r] >= 0:
             held = s.slot_tokens[i, r] <= count * s.page_tokens
             _demand(bool(held), f"slot {r}: more tokens than pages")
+    _demand(whole == s.whole_listed[i], f"{whole} listed blocks are exact and whole, {s.whole_listed[i]} counted")
     busy = s.block_users[i] > 0
     free = set(s.free_slots[i, : s.free_count[i]].tolist())
     for b in np.flatnonzero(busy):
@@ -66,6 +72,28 @@ def _check_references(s: Ledger, i: int) -> None:
         _demand(bool(same.all()), f"block {b}: references {refs[b]} counted as {s.block_refs[i, b]}")
         resident = s.block_codec[i, b] >= 0
         _demand(bool((resident == (refs[b] > 0)).all()), f"block {b}: resident {resident} for references {refs[b]}")
+
+
+def _check_copies(s: Ledger, i: int, r: int, count: int) -> None:
+    """What slot `r` keeps beside its pages is what their blocks say."""
+    live, blocks = s.page_live[i, r, :, :count] == 1, s.page_block[i, r, :count]
+    for name in ("codec", "rank", "tag", "refs"):
+        copy, truth = getattr(s, f"page_{name}")[i, r, :, :count], getattr(s, f"block_{name}")[i, blocks].T
+        _demand(bool((copy == truth)[live].all()), f"slot {r}: {name} of a page differs from its block's")
+    codec = np.maximum(s.block_codec[i, blocks], 0)[..., None]
+    errors = np.take_along_axis(s.block_error[i, blocks], codec.astype(np.int64), axis=2)[..., 0].T
+    _demand(bool((s.page_error[i, r, :, :count] == errors)[live].all()), f"slot {r}: a page's error differs")
+    sealed = s.block_sealed[i, blocks[s.sink_pages : s.slot_sealed[i, r]]]
+    _demand(bool(sealed.all()), f"slot {r}: a page before slot_sealed is not sealed")
+
+
+def _check_reads(s: Ledger, i: int, r: int) -> None:
+    """Reads counted page by page are those of a recount."""
+    if s.slot_dirty[i, r] == 1:
+        return
+    before = s.slot_reads[i, r].copy()
+    count_reads(s, i, r)
+    _demand(bool((s.slot_reads[i, r] == before).all()), f"slot {r}: reads are not what was counted")
 
 
 def _check_bytes(s: Ledger, i: int) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from pikv_runtime.contract import GlobalControl, GroupControl
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.readset import select
-from pikv_runtime.ledger.state import F4, I1, Ledger, Tally
+from pikv_runtime.ledger.readset import choose
+from pikv_runtime.ledger.state import F4, F8, I1, I8, Ledger, Tally
 from pikv_runtime.ledger.utility import decoding, window_start
 
 CONFLICT_WINDOW_S = 60.0
@@ -29,84 +29,85 @@ def due(s: Ledger, i: int, r: int) -> int:
 
 
 @jit
-def read_masks(s: Ledger, i: int, r: int, layer: int, score: F4) -> tuple[I1, I1, I1]:
-    """(read, wished, candidate) of slot `r` in `layer`, each (P,); `read` includes the always-on set."""
+def read_masks(s: Ledger, i: int, r: int, layer: int, score: F4) -> tuple[I1, I1]:
+    """(read, wished) of slot `r` in `layer`, each (P,); `read` includes the always-on set."""
     pages = s.page_block.shape[2]
-    candidate, ghost, bias = np.zeros(pages, np.int8), np.zeros(pages, np.int8), np.zeros(pages, np.float32)
+    read, wished, bias = np.zeros(pages, np.int8), np.zeros(pages, np.int8), np.empty(pages, np.float32)
+    _write_masks(s, i, r, layer, score, read, wished, bias, np.empty(pages, np.float64), np.empty(pages, np.int64))
+    return read, wished
+
+
+@jit
+def _write_masks(
+    s: Ledger, i: int, r: int, layer: int, score: F4, read: I1, wished: I1, bias: F4, values: F8, ids: I8
+) -> None:
+    """Write `read` and `wished` for the pages that slot `r` has; `bias`, `values` and `ids` (P,) are scratch."""
+    live, ghost, tags = s.page_live[i, r, layer], s.page_ghost[i, r, layer], s.page_tag[i, r, layer]
     recent = window_start(s, i, r)
-    for p in range(s.sink_pages, recent):
-        candidate[p], ghost[p] = s.page_live[i, r, p, layer], s.page_ghost[i, r, p, layer]
-        tag = s.block_tag[i, s.page_block[i, r, p], layer]
-        if tag >= 0:
-            group = tag * s.layer_groups + s.layer_group[layer]
+    for p in range(s.slot_pages[i, r]):
+        always = p < s.sink_pages or p >= recent
+        read[p], wished[p], bias[p] = live[p] if always else 0, 0, 0.0
+        if not always and tags[p] >= 0:
+            group = tags[p] * s.layer_groups + s.layer_group[layer]
             bias[p] = s.control_groups[i, group, GroupControl.ROUTING_BIAS]
     if s.sparse == 1:
-        read, wished = select(score, candidate, ghost, bias, s.control_globals[i, GlobalControl.FAN_OUT])
-    else:
-        read, wished = candidate.copy(), candidate | ghost
-    for p in range(s.slot_pages[i, r]):
-        if p < s.sink_pages or p >= recent:
-            read[p] = s.page_live[i, r, p, layer]
-    return read, wished, candidate
+        fan_out = s.control_globals[i, GlobalControl.FAN_OUT]
+        choose(score, live, ghost, bias, fan_out, s.sink_pages, recent, read, wished, values, ids)
+        return
+    for p in range(s.sink_pages, recent):
+        read[p], wished[p] = live[p], live[p] | ghost[p]
 
 
 @jit
-def _update_page(s: Ledger, i: int, r: int, p: int, layer: int, relative: float) -> None:
-    s.page_mass[i, r, p, layer] += MASS_RATE * (relative - s.page_mass[i, r, p, layer])
-    s.page_mass_sum[i, r, p, layer] += relative
-    s.page_reads[i, r, p, layer] += 1.0
-    s.page_last_s[i, r, p, layer] = s.clock_s[i]
-
-
-@jit
-def _count_wish(s: Ledger, i: int, r: int, p: int, layer: int, mass: float) -> None:
-    tag = s.block_tag[i, s.page_block[i, r, p], layer]
-    gone = s.page_live[i, r, p, layer] == 0
-    s.tally[i, Tally.WISHED_PAGES] += 1
-    if gone:
-        s.tally[i, Tally.GHOST_WISHES] += 1
-        if s.clock_s[i] - s.page_gone_s[i, r, p, layer] <= CONFLICT_WINDOW_S:
-            s.tally[i, Tally.CONFLICTS] += 1
-    if s.req_audited[i, s.slot_request[i, r]] == 1:  # the mass of a gone page is known of audits alone
-        s.tally[i, Tally.WISHED_MASS] += mass
-        if not gone:
-            s.tally[i, Tally.HIT_MASS] += mass
-    if tag >= 0:
-        group = tag * s.layer_groups + s.layer_group[layer]
-        s.group_wishes[i, group, 0] += 1.0
-        if gone:
-            s.group_wishes[i, group, 1] += 1.0
-
-
-@jit
-def _codec_error(s: Ledger, i: int, r: int, layer: int, read: I1, mass: F4) -> float:
-    """Σ mass · codec error of the pages that are read."""
-    error = 0.0
+def _update_mass(s: Ledger, i: int, r: int, layer: int, read: I1, mass: F4, captured: float, count: int) -> None:
+    """Averages of the pages that were read, relative to a uniform spread over them."""
+    average, total = s.page_mass[i, r, layer], s.page_mass_sum[i, r, layer]
+    reads, last = s.page_reads[i, r, layer], s.page_last_s[i, r, layer]
+    now, scale = s.clock_s[i], count / captured
     for p in range(s.slot_pages[i, r]):
         if read[p] == 1:
-            block = s.page_block[i, r, p]
-            error += float(mass[p]) * s.block_error[i, block, layer, s.block_codec[i, block, layer]]
-    return error
+            relative = float(mass[p]) * scale
+            average[p] += MASS_RATE * (relative - float(average[p]))
+            total[p] = float(total[p]) + relative
+            reads[p] += 1.0
+            last[p] = now
 
 
 @jit
-def _observe_layer(s: Ledger, i: int, r: int, layer: int, mass: F4, score: F4) -> float:
-    """Update telemetry of one layer. Returns an audited layer's fidelity loss: missed mass + Σ mass · codec error."""
-    read, wished, _ = read_masks(s, i, r, layer, score)
-    pages = s.slot_pages[i, r]
-    captured, count = 0.0, 0
-    for p in range(pages):
+def _count_wishes(s: Ledger, i: int, r: int, layer: int, wished: I1, mass: F4, audited: bool) -> None:
+    """Count what was wished for, what of it is gone, and, where the mass of gone pages is known, their mass."""
+    live, tags, gone_s = s.page_live[i, r, layer], s.page_tag[i, r, layer], s.page_gone_s[i, r, layer]
+    wishes, ghosts, conflicts, wished_mass, hit_mass = 0, 0, 0, 0.0, 0.0
+    for p in range(s.sink_pages, window_start(s, i, r)):
+        if wished[p] == 0:
+            continue
+        wishes += 1
+        wished_mass += float(mass[p])
+        if live[p] == 1:
+            hit_mass += float(mass[p])
+        else:
+            ghosts += 1
+            conflicts += 1 if s.clock_s[i] - float(gone_s[p]) <= CONFLICT_WINDOW_S else 0
+        if tags[p] >= 0:
+            group = tags[p] * s.layer_groups + s.layer_group[layer]
+            s.group_wishes[i, group, 0] += 1.0
+            s.group_wishes[i, group, 1] += 1.0 - live[p]
+    s.tally[i, Tally.WISHED_PAGES] += wishes
+    s.tally[i, Tally.GHOST_WISHES] += ghosts
+    s.tally[i, Tally.CONFLICTS] += conflicts
+    if audited:
+        s.tally[i, Tally.WISHED_MASS] += wished_mass
+        s.tally[i, Tally.HIT_MASS] += hit_mass
+
+
+@jit
+def _layer_loss(s: Ledger, i: int, r: int, layer: int, read: I1, mass: F4, captured: float) -> float:
+    """An audited layer's fidelity loss: missed mass + Σ mass · codec error of what is read, at most 1."""
+    errors, lost = s.page_error[i, r, layer], max(0.0, 1.0 - captured)
+    for p in range(s.slot_pages[i, r]):
         if read[p] == 1:
-            captured += float(mass[p])
-            count += 1
-    for p in range(pages):
-        if read[p] == 1 and captured > 0.0:
-            _update_page(s, i, r, p, layer, float(mass[p]) / captured * count)
-        if wished[p] == 1:
-            _count_wish(s, i, r, p, layer, float(mass[p]))
-    if s.req_audited[i, s.slot_request[i, r]] == 0:
-        return 0.0
-    return min(1.0, max(0.0, 1.0 - captured) + _codec_error(s, i, r, layer, read, mass))
+            lost += np.float64(mass[p]) * errors[p]
+    return min(1.0, lost)
 
 
 @jit
@@ -116,14 +117,26 @@ def observe(s: Ledger, i: int, r: int, mass: F4, score: F4) -> None:
     For an audited request `mass` is exact (sums to 1 over all its pages, gone ones included); for others only its
     values on pages that are read matter.
     """
-    q = s.slot_request[i, r]
-    loss = 0.0
+    q, pages = s.slot_request[i, r], s.page_block.shape[2]
+    read, wished, bias = np.empty(pages, np.int8), np.empty(pages, np.int8), np.empty(pages, np.float32)
+    values, ids = np.empty(pages, np.float64), np.empty(pages, np.int64)
+    audited, loss = s.req_audited[i, q] == 1, 0.0
     for layer in range(s.layers):
-        loss += _observe_layer(s, i, r, layer, mass[layer], score[layer])
+        seen = mass[layer]
+        _write_masks(s, i, r, layer, score[layer], read, wished, bias, values, ids)
+        captured, count = 0.0, 0
+        for p in range(s.slot_pages[i, r]):
+            captured += float(seen[p]) * read[p]
+            count += read[p]
+        if captured > 0.0:
+            _update_mass(s, i, r, layer, read, seen, captured, count)
+        _count_wishes(s, i, r, layer, wished, seen, audited)
+        if audited:
+            loss += _layer_loss(s, i, r, layer, read, seen, captured)
     s.req_observed[i, q] += 1
-    if s.req_audited[i, q] == 1:
+    if audited:
         c = s.req_class[i, q]
         s.req_loss[i, q] += loss
-        s.tally[i, Tally.LOSS] += s.class_fidelity[c] * loss
+        s.tally[i, Tally.LOSS] += s.class_fidelity[i, c] * loss
         s.loss_class[i, c, 0] += loss
         s.loss_class[i, c, 1] += s.layers

@@ -8,15 +8,15 @@ from __future__ import annotations
 import numpy as np
 
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.pages import recode
+from pikv_runtime.ledger.pages import copy_fact, recode
 from pikv_runtime.ledger.state import F8, I8, Ledger
 from pikv_runtime.ledger.utility import decoding, page_utility, window_start
 
 
 @jit
-def group_of(s: Ledger, i: int, block: int, layer: int) -> int:
-    """Control group of a page; untagged pages belong to a nameless one after the last, which no control steers."""
-    tag = s.block_tag[i, block, layer]
+def group_of(s: Ledger, tag: int, layer: int) -> int:
+    """Control group of pages with a tag; untagged ones belong to a nameless one after the last, which no control
+    steers."""
     return tag * s.layer_groups + s.layer_group[layer] if tag >= 0 else s.control_groups.shape[1]
 
 
@@ -35,14 +35,12 @@ def evictable_pages(s: Ledger, i: int) -> tuple[I8, I8]:
         r = s.running[i, k]
         if not decoding(s, i, r):
             continue
-        for p in range(s.sink_pages, window_start(s, i, r)):
-            block = s.page_block[i, r, p]
-            if s.block_sealed[i, block] == 0:
-                continue
-            for layer in range(s.layers):
-                if s.page_live[i, r, p, layer] == 1:
+        for layer in range(s.layers):
+            live, tags = s.page_live[i, r, layer], s.page_tag[i, r, layer]
+            for p in range(s.sink_pages, min(window_start(s, i, r), s.slot_sealed[i, r])):
+                if live[p] == 1:
                     codes[count] = (r << 40) | (p << 16) | layer
-                    groups[count] = group_of(s, i, block, layer)
+                    groups[count] = group_of(s, tags[p], layer)
                     count += 1
     return codes[:count], groups[:count]
 
@@ -51,7 +49,7 @@ def evictable_pages(s: Ledger, i: int) -> tuple[I8, I8]:
 def stored_bytes(s: Ledger, i: int, code: int) -> int:
     """Bytes of a live page."""
     r, p, layer = decode_page(code)
-    return s.codec_bytes[s.block_codec[i, s.page_block[i, r, p], layer]]
+    return s.codec_bytes[s.page_codec[i, r, layer, p]]
 
 
 @jit
@@ -82,14 +80,22 @@ def next_rung(s: Ledger, codec: int) -> int:
 
 
 @jit
+def can_demote(s: Ledger, i: int, code: int) -> bool:
+    """Whether there is a rung below, and nobody else holds the page: one request's group never demotes shared pages."""
+    r, p, layer = decode_page(code)
+    return next_rung(s, s.page_codec[i, r, layer, p]) >= 0 and s.block_users[i, s.page_block[i, r, p]] == 1
+
+
+@jit
 def demote(s: Ledger, i: int, code: int) -> int:
     """Demote a live page by one rung. Returns the bytes freed: 0 at the ladder's end, and for shared pages, which
     are never demoted by one request's group."""
     r, p, layer = decode_page(code)
     block = s.page_block[i, r, p]
-    codec = s.block_codec[i, block, layer]
+    codec = s.page_codec[i, r, layer, p]
     rung = next_rung(s, codec)
     if rung < 0 or s.block_users[i, block] > 1:
         return 0
     recode(s, i, block, layer, rung)
+    copy_fact(s, i, r, p, block, layer)
     return s.codec_bytes[codec] - s.codec_bytes[rung]

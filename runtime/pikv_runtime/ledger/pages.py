@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import NATIVE, Event, Ledger, Price, Tally
+from pikv_runtime.ledger.utility import always_on
 
 
 @jit
@@ -27,18 +28,46 @@ def _add_bytes(s: Ledger, i: int, block: int, rank: int, delta: int) -> None:
 
 
 @jit
-def _touch_users(s: Ledger, i: int, block: int, layer: int) -> None:
-    """Tell every slot that lists a page that changed: its reads must be counted again, and if the page lies below the
-    top rung now, what is computed over it is not exact."""
-    if s.block_users[i, block] == 0:
-        return
-    depth, lossy = s.block_depth[i, block], s.block_codec[i, block, layer] > s.top_codec
+def count_page(s: Ledger, i: int, r: int, p: int, layer: int, kind: int, delta: int) -> None:
+    """Add a live page of slot `r` to the reads of a kind (0 always-on, 1 others), or take it off."""
+    if s.slot_dirty[i, r] == 0 and s.page_live[i, r, layer, p] == 1:  # a dirty slot is counted again anyway
+        s.slot_reads[i, r, kind, s.page_rank[i, r, layer, p], s.page_codec[i, r, layer, p]] += delta
+
+
+@jit
+def copy_facts(s: Ledger, i: int, r: int, p: int, block: int) -> None:
+    """Copy what the block says of its pages to page `p` of slot `r`, which lists it. If a page lies below the top
+    rung, what is computed over it is not exact."""
+    for layer in range(s.layers):
+        copy_fact(s, i, r, p, block, layer)
+
+
+@jit
+def copy_fact(s: Ledger, i: int, r: int, p: int, block: int, layer: int) -> None:
+    """`copy_facts` for one layer."""
+    kind, codec = 0 if always_on(s, i, r, p) else 1, s.block_codec[i, block, layer]
+    count_page(s, i, r, p, layer, kind, -1)
+    s.page_codec[i, r, layer, p] = codec
+    s.page_rank[i, r, layer, p] = s.block_rank[i, block, layer]
+    s.page_tag[i, r, layer, p] = s.block_tag[i, block, layer]
+    s.page_refs[i, r, layer, p] = s.block_refs[i, block, layer]
+    s.page_error[i, r, layer, p] = s.block_error[i, block, layer, max(codec, 0)]
+    if codec > s.top_codec:
+        s.slot_lossy[i, r] = 1
+    count_page(s, i, r, p, layer, kind, 1)
+
+
+@jit
+def tell_users(s: Ledger, i: int, block: int) -> None:
+    """A page of the block changed: every slot that lists it copies its facts."""
+    users, depth = s.block_users[i, block], s.block_depth[i, block]
     for k in range(s.running_count[i]):
+        if users == 0:
+            return
         r = s.running[i, k]
         if s.page_block[i, r, depth] == block:
-            s.slot_dirty[i, r] = 1
-            if lossy:
-                s.slot_lossy[i, r] = 1
+            copy_facts(s, i, r, depth, block)
+            users -= 1
 
 
 @jit
@@ -70,7 +99,7 @@ def free(s: Ledger, i: int, block: int, layer: int) -> None:
 
 @jit
 def recode(s: Ledger, i: int, block: int, layer: int, codec: int) -> None:
-    """Store page (block, layer) under `codec`, a lower rung."""
+    """Store page (block, layer) under `codec`, a lower rung; the caller tells its users."""
     before = s.block_codec[i, block, layer]
     delta = s.codec_bytes[codec] - s.codec_bytes[before]
     _add_bytes(s, i, block, s.block_rank[i, block, layer], delta)
@@ -79,12 +108,11 @@ def recode(s: Ledger, i: int, block: int, layer: int, codec: int) -> None:
     s.tally[i, Tally.CODEC_S] += s.prices[i, Price.ENCODE_PAGE] / s.ranks
     s.tally[i, Tally.ENCODED_PAGES] += 1
     _emit(s, i, Event.ENCODE, block, layer, before, codec)
-    _touch_users(s, i, block, layer)
 
 
 @jit
 def move(s: Ledger, i: int, block: int, layer: int, home: int) -> None:
-    """Send page (block, layer) to rank `home`, where the caller has made room."""
+    """Send page (block, layer) to rank `home`, where the caller has made room, and tells its users."""
     size = s.codec_bytes[s.block_codec[i, block, layer]]
     here = s.block_rank[i, block, layer]
     _add_bytes(s, i, block, here, -size)
@@ -95,4 +123,3 @@ def move(s: Ledger, i: int, block: int, layer: int, home: int) -> None:
     s.tally[i, Tally.LINK_S] += seconds
     s.tally[i, Tally.LINK_BYTES] += size
     _emit(s, i, Event.MOVE, block, layer, here, home)
-    _touch_users(s, i, block, layer)

@@ -16,14 +16,12 @@ def count_reads(s: Ledger, i: int, r: int) -> None:
             for codec in range(s.slot_reads.shape[4]):
                 s.slot_reads[i, r, kind, rank, codec] = 0
     recent = window_start(s, i, r)
-    for p in range(s.slot_pages[i, r]):
-        block = s.page_block[i, r, p]
-        kind = 0 if p < s.sink_pages or p >= recent else 1
-        for layer in range(s.layers):
-            if s.page_live[i, r, p, layer] == 0:
-                continue
-            codec = s.block_codec[i, block, layer]
-            s.slot_reads[i, r, kind, s.block_rank[i, block, layer], codec] += 1
+    for layer in range(s.layers):
+        live, ranks, codecs = s.page_live[i, r, layer], s.page_rank[i, r, layer], s.page_codec[i, r, layer]
+        for p in range(s.slot_pages[i, r]):
+            if live[p] == 1:
+                kind = 0 if p < s.sink_pages or p >= recent else 1
+                s.slot_reads[i, r, kind, ranks[p], codecs[p]] += 1
     s.slot_dirty[i, r] = 0
 
 
@@ -60,6 +58,16 @@ def _query_bytes(s: Ledger, i: int, r: int, rows: int) -> float:
 @jit
 def price(s: Ledger, i: int) -> float:
     """Seconds of the planned iteration on the model clock; the parts are added to `tally`."""
+    parts = iteration_parts(s, i)
+    charge(s, i, parts)
+    total = seconds_of(parts) + s.pending_s[i]
+    s.pending_s[i] = 0.0
+    return total
+
+
+@jit
+def iteration_parts(s: Ledger, i: int) -> tuple[float, float, float, float, float]:
+    """(weights, prefill, attention, link) seconds of the planned iteration, and its bytes between ranks."""
     fan_out = s.control_globals[i, GlobalControl.FAN_OUT] if s.sparse == 1 else 1.0
     for part in range(3):
         for rank in range(s.ranks):
@@ -83,11 +91,11 @@ def price(s: Ledger, i: int) -> float:
             s.rank_s[i, 0, owner] += seconds
         if s.ranks > 1:
             wire += _query_bytes(s, i, r, tokens)
-    return _total(s, i, wire)
+    return _slowest(s, i, wire)
 
 
 @jit
-def _total(s: Ledger, i: int, wire: float) -> float:
+def _slowest(s: Ledger, i: int, wire: float) -> tuple[float, float, float, float, float]:
     """Lockstep: the slowest rank decides; its parts are the ones that count."""
     slowest, longest = 0, -1.0
     for rank in range(s.ranks):
@@ -98,12 +106,20 @@ def _total(s: Ledger, i: int, wire: float) -> float:
     link = 0.0
     if s.ranks > 1:
         link = 2.0 * s.layers * s.prices[i, Price.COLLECTIVE] + wire / s.ranks * s.prices[i, Price.LINK_BYTE]
-        s.tally[i, Tally.LINK_BYTES] += wire
-    step = s.prices[i, Price.STEP]
-    s.tally[i, Tally.WEIGHTS_S] += step + decode
-    s.tally[i, Tally.PREFILL_S] += prefill
-    s.tally[i, Tally.ATTENTION_S] += attention
-    s.tally[i, Tally.LINK_S] += link
-    total = step + prefill + decode + attention + link + s.pending_s[i]
-    s.pending_s[i] = 0.0
-    return total
+    return s.prices[i, Price.STEP] + decode, prefill, attention, link, wire
+
+
+@jit
+def seconds_of(parts: tuple[float, float, float, float, float]) -> float:
+    """Seconds of an iteration from its parts."""
+    return parts[0] + parts[1] + parts[2] + parts[3]
+
+
+@jit
+def charge(s: Ledger, i: int, parts: tuple[float, float, float, float, float]) -> None:
+    """Add the parts of an iteration to `tally`."""
+    s.tally[i, Tally.WEIGHTS_S] += parts[0]
+    s.tally[i, Tally.PREFILL_S] += parts[1]
+    s.tally[i, Tally.ATTENTION_S] += parts[2]
+    s.tally[i, Tally.LINK_S] += parts[3]
+    s.tally[i, Tally.LINK_BYTES] += parts[4]

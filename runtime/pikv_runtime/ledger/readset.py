@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pikv_runtime.ledger.heap import heapify, pop
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import F4, F8, I1, I8
 
@@ -27,39 +26,73 @@ def select(score: F4, candidate: I1, ghost: I1, bias: F4, fan_out: float) -> tup
     """
     pages = score.shape[0]
     read, wished = np.zeros(pages, np.int8), np.zeros(pages, np.int8)
-    values, ids = np.empty(pages, np.float64), np.empty(pages, np.int64)
+    choose(score, candidate, ghost, bias, fan_out, 0, pages, read, wished, np.empty(pages), np.empty(pages, np.int64))
+    return read, wished
+
+
+@jit
+def choose(
+    score: F4, candidate: I1, ghost: I1, bias: F4, fan_out: float, first: int, last: int, read: I1, wished: I1,
+    values: F8, ids: I8,
+) -> None:  # fmt: skip
+    """`select` among pages [first, last), into zeroed `read` and `wished`; `values` and `ids` (P,) are scratch."""
     total, count, resident = 0.0, 0, 0
-    for p in range(pages):
+    for p in range(first, last):
         if candidate[p] == 1 or ghost[p] == 1:
             values[count], ids[count] = score[p], p
             total += values[count]
             resident += candidate[p]
             count += 1
-    if count == 0:
-        return read, wished
-    _normalise(values, ids, count, total / count, bias)
     k = min(resident, int(np.ceil(fan_out * resident - 1e-9)))
     wishes = min(count, int(np.ceil(fan_out * count - 1e-9)))
-    heapify(values, ids, count)
-    taken = 0
-    for seen in range(count):
-        if taken == k and seen >= wishes:
-            break
-        p = pop(values, ids, count - seen)
-        if seen < wishes:
-            wished[p] = 1
-        if candidate[p] == 1 and taken < k:
-            read[p] = 1
-            taken += 1
-    return read, wished
+    if k < resident or wishes < count:
+        _normalise(values, ids, count, total / count, bias)
+        lowest(values, ids, count, wishes)
+    for j in range(wishes):
+        wished[ids[j]] = 1
+    if resident < count:  # ghosts wish, but are not there to be read: choose again without them
+        left = 0
+        for j in range(count):
+            if candidate[ids[j]] == 1:
+                values[left], ids[left] = values[j], ids[j]
+                left += 1
+        if k < resident:
+            lowest(values, ids, resident, k)
+    for j in range(k):
+        read[ids[j]] = 1
 
 
 @jit
 def _normalise(values: F8, ids: I8, count: int, mean: float, bias: F4) -> None:
-    """Turn scores into what the heap hands out lowest first: minus the normalised score with its bias."""
+    """Turn scores into what is chosen lowest first: minus the normalised score with its bias."""
     spread = 0.0
     for j in range(count):
         spread += (values[j] - mean) * (values[j] - mean)
     scale = 1.0 / np.sqrt(spread / count + 1e-12)
     for j in range(count):
         values[j] = -((values[j] - mean) * scale + bias[ids[j]])
+
+
+@jit
+def lowest(values: F8, ids: I8, count: int, k: int) -> None:
+    """Bring the `k` lowest of `count` entries to the front, in no order; equal values go by id (quickselect)."""
+    low, high = 0, count - 1
+    while low < high and low < k <= high:
+        middle = (low + high) >> 1
+        pivot, at = values[middle], ids[middle]
+        values[middle], ids[middle] = values[high], ids[high]
+        values[high], ids[high] = pivot, at
+        store = low
+        for j in range(low, high):
+            value, entry = values[j], ids[j]
+            before = value < pivot or (value == pivot and entry < at)
+            # Always swapped, and the place moves on or not: no branch that nobody can predict.
+            values[j], ids[j] = values[store], ids[store]
+            values[store], ids[store] = value, entry
+            store += 1 if before else 0
+        values[high], ids[high] = values[store], ids[store]
+        values[store], ids[store] = pivot, at
+        if k <= store:
+            high = store - 1
+        else:
+            low = store + 1

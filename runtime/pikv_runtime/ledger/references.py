@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pikv_runtime.ledger.blocks import drop_block, from_cache, index_block, link, to_cache, unindex, whole
+from pikv_runtime.ledger.blocks import drop_block, from_cache, index_block, link, unindex, whole
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.pages import free, home_of, move, place, recode
+from pikv_runtime.ledger.pages import copy_facts, count_page, free, home_of, move, place, recode, tell_users
 from pikv_runtime.ledger.state import Ledger, Tally
-from pikv_runtime.ledger.victims import clear_room
+from pikv_runtime.ledger.utility import always_on, window_start
+from pikv_runtime.ledger.victims import cache_block, clear_room
 
 
 @jit
@@ -40,17 +41,28 @@ def open_block(s: Ledger, i: int, r: int, rank: int) -> None:
 
 @jit
 def _list_page(s: Ledger, i: int, r: int, p: int, block: int) -> None:
+    """Append `block` to slot `r` as page `p`; the page that leaves the window is read like the others from now on."""
+    leaving = window_start(s, i, r)
+    if leaving >= s.sink_pages:
+        for layer in range(s.layers):
+            count_page(s, i, r, leaving, layer, 0, -1)
+            count_page(s, i, r, leaving, layer, 1, 1)
     s.page_block[i, r, p] = block
     s.slot_pages[i, r] = p + 1
-    s.slot_dirty[i, r] = 1
     for layer in range(s.layers):
-        s.page_live[i, r, p, layer] = 1
-        s.page_ghost[i, r, p, layer] = 0
-        s.page_mass[i, r, p, layer] = 1.0  # relative to a uniform spread: a new page starts as average
-        s.page_mass_sum[i, r, p, layer] = 0.0
-        s.page_reads[i, r, p, layer] = 0.0
-        s.page_last_s[i, r, p, layer] = s.clock_s[i]
-        s.page_gone_s[i, r, p, layer] = -1e9
+        s.page_live[i, r, layer, p] = 0  # nothing to take off the counts
+    copy_facts(s, i, r, p, block)
+    for layer in range(s.layers):
+        s.page_live[i, r, layer, p] = 1
+        s.page_ghost[i, r, layer, p] = 0
+        s.page_mass[i, r, layer, p] = 1.0  # relative to a uniform spread: a new page starts as average
+        s.page_mass_sum[i, r, layer, p] = 0.0
+        s.page_reads[i, r, layer, p] = 0.0
+        s.page_last_s[i, r, layer, p] = s.clock_s[i]
+        s.page_gone_s[i, r, layer, p] = -1e9
+        count_page(s, i, r, p, layer, 0, 1)
+    if s.block_exact[i, block] == 1 and whole(s, i, block):
+        s.whole_listed[i] += 1
 
 
 @jit
@@ -63,8 +75,8 @@ def share(s: Ledger, i: int, r: int, block: int) -> None:
         s.slot_lossy[i, r] = 1  # shared on purpose; what is computed over it is no more exact than it is
     for layer in range(s.layers):
         s.block_refs[i, block, layer] += 1
-        if s.block_codec[i, block, layer] > s.top_codec:
-            s.slot_lossy[i, r] = 1  # a demoted block: what is computed over it is not exact
+    if s.block_users[i, block] > 1:
+        tell_users(s, i, block)
     _list_page(s, i, r, s.slot_pages[i, r], block)
 
 
@@ -77,6 +89,8 @@ def fill(s: Ledger, i: int, r: int, p: int) -> None:
     s.block_exact[i, block] = 1 - s.slot_lossy[i, r]
     if s.req_lossy[i, q] == 1 and (p + 1) * s.page_tokens > s.req_prompt[i, q]:
         s.block_exact[i, block] = 0  # computed anew and exactly, but from tokens that a lossy read chose
+    if s.block_exact[i, block] == 1 and whole(s, i, block):
+        s.whole_listed[i] += s.block_users[i, block]
     key = s.req_hashes[i, q, p]
     sharable = s.block_exact[i, block] == 1 or s.share_lossy == 1
     if not sharable or key == 0 or not whole(s, i, block):
@@ -107,18 +121,29 @@ def seal(s: Ledger, i: int, block: int) -> None:
             move(s, i, block, layer, home)
         else:
             s.tally[i, Tally.SPILLS] += 1
+    tell_users(s, i, block)
 
 
 @jit
 def drop_reference(s: Ledger, i: int, r: int, p: int, layer: int) -> None:
     """Slot `r` gives up page `p` in `layer`; the bytes free with the last reference."""
-    block = s.page_block[i, r, p]
-    s.page_live[i, r, p, layer] = 0
+    block, kind = s.page_block[i, r, p], 0 if always_on(s, i, r, p) else 1
+    count_page(s, i, r, p, layer, kind, -1)
+    s.page_live[i, r, layer, p] = 0
     s.block_refs[i, block, layer] -= 1
+    if s.block_users[i, block] > 1:
+        tell_users(s, i, block)
     if s.block_refs[i, block, layer] == 0:
-        free(s, i, block, layer)
-        unindex(s, i, block)
-    s.slot_dirty[i, r] = 1
+        _free_page(s, i, block, layer)
+
+
+@jit
+def _free_page(s: Ledger, i: int, block: int, layer: int) -> None:
+    """Nobody holds page (block, layer) any more: it is freed, and the block is whole no longer."""
+    if s.block_exact[i, block] == 1 and whole(s, i, block):
+        s.whole_listed[i] -= s.block_users[i, block]
+    free(s, i, block, layer)
+    unindex(s, i, block)
 
 
 @jit
@@ -127,9 +152,9 @@ def evict_page(s: Ledger, i: int, r: int, p: int, layer: int) -> None:
     drop_reference(s, i, r, p, layer)
     owner = s.slot_owner[i, r]
     if s.bytes_rank[i, owner] + s.ghost_bytes <= s.cap_bytes[i]:
-        s.page_ghost[i, r, p, layer] = 1
+        s.page_ghost[i, r, layer, p] = 1
         s.bytes_rank[i, owner] += s.ghost_bytes
-    s.page_gone_s[i, r, p, layer] = s.clock_s[i]
+    s.page_gone_s[i, r, layer, p] = s.clock_s[i]
     s.slot_lossy[i, r] = 1
     s.tally[i, Tally.EVICTED_PAGES] += 1
 
@@ -138,12 +163,14 @@ def evict_page(s: Ledger, i: int, r: int, p: int, layer: int) -> None:
 def _give_up(s: Ledger, i: int, r: int, p: int, block: int) -> None:
     """Take slot `r`'s references and ghosts of page `p` off the books."""
     owner = s.slot_owner[i, r]
+    if s.block_exact[i, block] == 1 and whole(s, i, block):
+        s.whole_listed[i] -= 1
     for layer in range(s.layers):
-        if s.page_live[i, r, p, layer] == 1:
-            s.page_live[i, r, p, layer] = 0
+        if s.page_live[i, r, layer, p] == 1:
+            s.page_live[i, r, layer, p] = 0
             s.block_refs[i, block, layer] -= 1
-        if s.page_ghost[i, r, p, layer] == 1:
-            s.page_ghost[i, r, p, layer] = 0
+        if s.page_ghost[i, r, layer, p] == 1:
+            s.page_ghost[i, r, layer, p] = 0
             s.bytes_rank[i, owner] -= s.ghost_bytes
     s.block_users[i, block] -= 1
     s.page_block[i, r, p] = -1
@@ -159,11 +186,11 @@ def release(s: Ledger, i: int, r: int) -> None:
         if s.block_users[i, block] > 0:
             for layer in range(s.layers):
                 if s.block_codec[i, block, layer] >= 0 and s.block_refs[i, block, layer] == 0:
-                    free(s, i, block, layer)
-                    unindex(s, i, block)
+                    _free_page(s, i, block, layer)
+            tell_users(s, i, block)
         elif s.block_hash[i, block] != 0 and whole(s, i, block):
             seal(s, i, block)
-            to_cache(s, i, block)
+            cache_block(s, i, block)
         else:
             drop_block(s, i, block)
     s.slot_pages[i, r] = 0

@@ -16,14 +16,14 @@ from pikv_runtime.ledger.victims import evict_cached
 def ttft_rate(s: Ledger, i: int, q: int) -> float:
     """Latency charge per second before request `q`'s first token."""
     c = s.req_class[i, q]
-    return s.class_weight[c] / s.class_ttft_s[c]
+    return s.class_weight[i, c] / s.class_ttft_s[i, c]
 
 
 @jit
 def tpot_rate(s: Ledger, i: int, q: int) -> float:
     """Latency charge per second after request `q`'s first token."""
     c = s.req_class[i, q]
-    return s.class_weight[c] / (s.class_tpot_s[c] * max(1, s.req_output[i, q] - 1))
+    return s.class_weight[i, c] / (s.class_tpot_s[i, c] * max(1, s.req_output[i, q] - 1))
 
 
 @jit
@@ -163,12 +163,15 @@ def _admit(s: Ledger, i: int, r: int, q: int) -> bool:
     s.slot_owner[i, r] = owner
     s.slot_lossy[i, r] = 0
     s.slot_pages[i, r] = 0
+    s.slot_sealed[i, r] = s.sink_pages
+    s.slot_dirty[i, r] = 1
     for p in range(hits):  # held before room is made, so that making room cannot take them
         share(s, i, r, find(s, i, s.req_hashes[i, q, p]))
     while s.free_count[i] < pages - hits and evict_cached(s, i):
         pass
     if s.free_count[i] < pages - hits or not make_room(s, i, owner, need):
         retire(s, i, r)
+        s.unsettled[i] = 1  # blocks were given up for it: trying again may end otherwise
         return False
     for _ in range(pages - hits):
         open_block(s, i, r, owner)

@@ -61,7 +61,6 @@ def build(
     dims = Dims(lanes, requests, config.slots, pages, shape.layers, shape.experts, layer_groups, ranks, blocks, limit)
     # Reading sparsely needs every page's centroid at hand: its bytes count with the page's.
     extra = shape.centroid_bytes if config.read == "sparse" else 0
-    weights = np.array([(c.weight, c.slo_ttft_s, c.slo_tpot_s, c.fidelity_weight) for c in classes]).T.copy()
     fields = Ledger(
         page_tokens=config.page_tokens,
         layers=shape.layers,
@@ -79,18 +78,22 @@ def build(
         codec_bytes=np.array(shape.codec_bytes, np.int64) + extra,
         bf16_bytes=shape.codec_bytes[BF16] + extra,
         ghost_bytes=shape.centroid_bytes,
-        class_weight=weights[0].copy(),
-        class_ttft_s=weights[1].copy(),
-        class_tpot_s=weights[2].copy(),
-        class_fidelity=weights[3].copy(),
         **allocate(dims),
     )
     state = record(fields)
     for lane in range(lanes):
         state.cap_bytes[lane] = NO_CAP if config.cap_bytes is None else config.cap_bytes
         state.interval_s[lane] = config.interval_s
+        set_classes(state, lane, classes)
         clear(state, lane)
     return state
+
+
+def set_classes(s: Ledger, lane: int, classes: Sequence[ServiceClass]) -> None:
+    """State the classes of service of the lane's requests."""
+    for c, service in enumerate(classes):
+        s.class_weight[lane, c], s.class_fidelity[lane, c] = service.weight, service.fidelity_weight
+        s.class_ttft_s[lane, c], s.class_tpot_s[lane, c] = service.slo_ttft_s, service.slo_tpot_s
 
 
 def pages_needed(requests: Sequence[Request], page_tokens: int) -> int:
@@ -98,16 +101,16 @@ def pages_needed(requests: Sequence[Request], page_tokens: int) -> int:
     return max(math.ceil((r.prompt_tokens + r.output_tokens) / page_tokens) for r in requests)
 
 
-_KEPT = {"cap_bytes", "interval_s", "prices", "lambdas"}
+_KEPT = {"layer_group", "codec_bytes", "cap_bytes", "interval_s", "prices", "lambdas"}
 
 
 def clear(s: Ledger, lane: int) -> None:
-    """Empty the lane: no requests, no blocks, clock at zero, the neutral control in force. Keeps cap and prices."""
+    """Empty the lane: no requests, no blocks, clock at zero, the neutral control. Keeps cap, prices and classes."""
     for name, value in s._asdict().items():
-        shared = name in ("layer_group", "codec_bytes") or name.startswith("class_")
-        if isinstance(value, np.ndarray) and not shared and name not in _KEPT:
+        kept = name in _KEPT or name.startswith("class_")
+        if isinstance(value, np.ndarray) and not kept:
             value[lane] = 0
-    for array in (s.slot_request, s.page_block, s.block_codec, s.block_tag, s.index_slot):
+    for array in (s.slot_request, s.page_block, s.block_codec, s.block_tag, s.index_slot, s.victim_count):
         array[lane] = -1
     s.req_first_s[lane] = -1.0
     blocks = s.free_slots.shape[1]
@@ -168,7 +171,7 @@ def close(s: Ledger, i: int, u_charge, due) -> None:  # type: ignore[no-untyped-
         if s.req_audited[i, q] == 1:
             lost = float((due[q] - s.req_observed[i, q]) * s.layers)
             s.req_loss[i, q] += lost
-            s.tally[i, Tally.LOSS] += s.class_fidelity[s.req_class[i, q]] * lost
+            s.tally[i, Tally.LOSS] += s.class_fidelity[i, s.req_class[i, q]] * lost
 
 
 @jit

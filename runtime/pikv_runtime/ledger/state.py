@@ -23,11 +23,13 @@ F8 = NDArray[np.float64]
 F4 = NDArray[np.float32]
 I8 = NDArray[np.int64]
 I4 = NDArray[np.int32]
+I2 = NDArray[np.int16]
 I1 = NDArray[np.int8]
 
 CODECS = ("native", "bf16", "int8", "int4")  # ladder order; the kernels floor encodes the same names
 NATIVE, BF16, INT8, INT4 = range(4)
 NO_CAP = 1 << 62
+CACHE_LINE = 64  # bytes
 
 
 class Status(IntEnum):
@@ -119,11 +121,11 @@ class Ledger(NamedTuple):
     codec_bytes: I8  # (K,) bytes of one page of one layer, metadata included
     bf16_bytes: int  # numerator of every ratio
     ghost_bytes: int  # bytes of a ghost's centroid
-    class_weight: F8  # (CLASSES,)
+    # --- lane
+    class_weight: F8  # (n, CLASSES)
     class_ttft_s: F8
     class_tpot_s: F8
     class_fidelity: F8
-    # --- lane
     cap_bytes: I8  # (n,) of each rank
     interval_s: F8  # (n,)
     prices: F8  # (n, len(Price))
@@ -141,6 +143,9 @@ class Ledger(NamedTuple):
     next_arrival: I4  # (n,)
     queue_head: I4  # (n,) lowest request that may be waiting
     unfinished: I4  # (n,)
+    unsettled: I4  # (n,) an admission failed after making room
+    window: I4  # (n,) pages of the window that reads were counted under
+    whole_listed: I4  # (n,) pages of running requests whose blocks are exact and whole
     pending_s: F8  # (n,) codec work and link time to be added to the next iteration
     moving: F8  # (n, 8) moving averages of telemetry, see telemetry.py
     # --- requests
@@ -169,13 +174,19 @@ class Ledger(NamedTuple):
     slot_tokens: I4  # tokens whose KV is stored
     slot_target: I4  # tokens to prefill before decoding
     slot_pages: I4  # pages allocated
+    slot_sealed: I4  # pages from the sinks up to this one are sealed
     slot_lossy: I1
     slot_dirty: I1
     slot_plan: I4  # (n, R) tokens of this iteration
     slot_reads: I4  # (n, R, 2, G, K) page-layers: [always-on, others] by rank and codec
     page_block: I4  # (n, R, P), -1 none
-    page_live: I1  # (n, R, P, L) the request still holds this page
+    page_live: I1  # (n, R, L, P) the request still holds this page
     page_ghost: I1  # evicted, centroid kept
+    page_codec: I1  # what the block says of this page, where loops over a request's pages find it side by side
+    page_rank: I1
+    page_tag: I1
+    page_refs: I2  # running requests that hold it
+    page_error: F4  # codec error at its codec
     page_mass: F4  # attention-mass average, relative to the read pages
     page_mass_sum: F4
     page_reads: F4  # times in the read set when observed
@@ -186,6 +197,7 @@ class Ledger(NamedTuple):
     block_parent: I8  # (n, B) hash of the parent, 0 at a chain's start
     block_depth: I4
     block_children: I4  # indexed children that were linked to it
+    block_order: F8  # (n, B) utility under which it was last put into the heap of victims
     block_serial: I8  # (n, B) number of its indexing, and that of the parent it is linked to: slots are reused
     block_linked: I8
     last_serial: I8  # (n,)
@@ -204,12 +216,13 @@ class Ledger(NamedTuple):
     block_refs: I4  # (n, B, L)
     block_error: F4  # (n, B, L, K)
     index_slot: I4  # (n, H) open addressing by hash, -1 free
+    index_key: I8  # (n, H) the hash, where a slot is
     cached_list: I4  # (n, B) cached blocks in no order
     cached_count: I4  # (n,)
     block_place: I4  # (n, B) position in `cached_list`
-    victims: I8  # (n, B) heap of cached blocks by utility, see victims.py
-    victim_value: F8  # (n, B)
-    victim_count: I4  # (n,)
+    victims: I8  # (n, 2B) heap of cached blocks by utility, see victims.py
+    victim_value: F8  # (n, 2B)
+    victim_count: I4  # (n,), -1 where there is none
     victim_made_s: F8  # (n,) when the heap was made
     victim_weights: F4  # (n, 6) block weights it was made under
     # --- control in force
@@ -253,6 +266,7 @@ def group_layers(layers: int, layer_groups: int) -> I1:
 def _lane_arrays(d: Dims) -> dict[str, NDArray]:
     n, b, g = d.lanes, d.blocks, d.ranks
     return {
+        **{f"class_{name}": np.zeros((n, CLASSES)) for name in ("weight", "ttft_s", "tpot_s", "fidelity")},
         "cap_bytes": np.full(n, NO_CAP, np.int64),
         "interval_s": np.full(n, 2.0),
         "prices": np.zeros((n, len(Price))),
@@ -276,6 +290,9 @@ def _lane_arrays(d: Dims) -> dict[str, NDArray]:
         "next_arrival": np.zeros(n, np.int32),
         "queue_head": np.zeros(n, np.int32),
         "unfinished": np.zeros(n, np.int32),
+        "unsettled": np.zeros(n, np.int32),
+        "window": np.zeros(n, np.int32),
+        "whole_listed": np.zeros(n, np.int32),
         "pending_s": np.zeros(n),
         "moving": np.zeros((n, 8)),
         "control_groups": np.zeros((n, d.groups, len(GROUP_CONTROLS)), np.float32),
@@ -307,23 +324,26 @@ def _request_arrays(d: Dims) -> dict[str, NDArray]:
 
 
 def _slot_arrays(d: Dims) -> dict[str, NDArray]:
-    slot, page = (d.lanes, d.slots), (d.lanes, d.slots, d.pages, d.layers)
-    ints = ("running", "slot_request", "slot_tokens", "slot_target", "slot_pages", "slot_plan")
+    slot, page = (d.lanes, d.slots), (d.lanes, d.slots, d.layers, d.pages)
+    ints = ("running", "slot_request", "slot_tokens", "slot_target", "slot_pages", "slot_plan", "slot_sealed")
     small = ("slot_owner", "slot_lossy", "slot_dirty")
-    floats = ("page_mass", "page_mass_sum", "page_reads", "page_last_s", "page_gone_s")
+    floats = ("page_error", "page_mass", "page_mass_sum", "page_reads", "page_last_s", "page_gone_s")
     return {
         **{k: np.zeros(slot, np.int32) for k in ints},
         **{k: np.zeros(slot, np.int8) for k in small},
         "slot_reads": np.zeros((*slot, 2, d.ranks, len(CODECS)), np.int32),
         "page_block": np.zeros((*slot, d.pages), np.int32),
-        "page_live": np.zeros(page, np.int8),
-        "page_ghost": np.zeros(page, np.int8),
+        **{f"page_{k}": np.zeros(page, np.int8) for k in ("live", "ghost", "codec", "rank", "tag")},
+        "page_refs": np.zeros(page, np.int16),
         **{k: np.zeros(page, np.float32) for k in floats},
     }
 
 
 def _block_row(layers: int) -> np.dtype[np.void]:
-    """What is known of a block lies side by side: whoever asks one thing of a block is about to ask another."""
+    """What is known of a block lies side by side: whoever asks one thing of a block is about to ask another.
+
+    What is asked most stands first, and rows begin at cache lines.
+    """
     small = ("sealed", "full", "exact", "cached", "class")
     fields: list[tuple[str, type, tuple[int, ...]]] = [
         *((name, np.int8, (layers,)) for name in ("codec", "tag", "rank")),
@@ -333,22 +353,33 @@ def _block_row(layers: int) -> np.dtype[np.void]:
         *((name, np.int32, ()) for name in ("uses", "children", "depth", "length")),
         ("last_s", np.float64, ()),
         *((name, np.int64, ()) for name in ("hash", "parent", "serial", "linked")),
+        ("order", np.float64, ()),
         ("place", np.int32, ()),
         ("error", np.float32, (layers, len(CODECS))),
     ]
-    return np.dtype(fields, align=True)
+    size = np.dtype(fields, align=True).itemsize
+    return np.dtype([*fields, ("spare", np.int8, (-size % CACHE_LINE,))], align=True)
+
+
+def _rows(shape: tuple[int, int], dtype: np.dtype[np.void]) -> NDArray[np.void]:
+    """Zeroed rows that begin at cache lines."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    raw = np.zeros(size + CACHE_LINE, np.int8)
+    start = -raw.ctypes.data % CACHE_LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _block_arrays(d: Dims) -> dict[str, NDArray]:
     n, b = d.lanes, d.blocks
-    rows = np.zeros((n, b), _block_row(d.layers))
+    rows = _rows((n, b), _block_row(d.layers))
     index = 1 << max(4, (2 * b - 1).bit_length())
     return {
-        **{f"block_{name}": rows[name] for name in rows.dtype.names or ()},
+        **{f"block_{name}": rows[name] for name in rows.dtype.names or () if name != "spare"},
         "index_slot": np.zeros((n, index), np.int32),
+        "index_key": np.zeros((n, index), np.int64),
         "cached_list": np.zeros((n, b), np.int32),
-        "victims": np.zeros((n, b), np.int64),
-        "victim_value": np.zeros((n, b)),
+        "victims": np.zeros((n, 2 * b), np.int64),
+        "victim_value": np.zeros((n, 2 * b)),
     }
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from pikv_runtime.contract import GlobalControl, GlobalFeature, GroupControl, GroupFeature
-from pikv_runtime.ledger.blocks import lookup, whole
+from pikv_runtime.ledger.blocks import lookup
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.state import F4, F8, INT4, INT8, NATIVE, Ledger, Price, Status, Tally
-from pikv_runtime.ledger.utility import always_on, decoding
+from pikv_runtime.ledger.state import BF16, F4, F8, INT4, INT8, NATIVE, Ledger, Price, Status, Tally
+from pikv_runtime.ledger.utility import decoding, window_start
 
-LOOKED_UP = 8  # waiting requests whose prefix hits are looked up: bounds the cost of a long queue
+LOOKED_UP = 4  # waiting requests whose prefix hits are looked up: bounds the cost of a long queue
 
 
 @jit
@@ -24,41 +24,40 @@ def _log2(x: float) -> float:
 
 @jit
 def _gather_groups(s: Ledger, i: int, sums: F8) -> None:
-    """Sum page facts by group into `sums` (N, 12)."""
-    for r in range(s.slot_request.shape[1]):
-        if s.slot_request[i, r] < 0:
-            continue
-        for p in range(s.slot_pages[i, r]):
-            block = s.page_block[i, r, p]
-            for layer in range(s.layers):
-                tag = s.block_tag[i, block, layer]
-                if tag < 0:
-                    continue
-                g = tag * s.layer_groups + s.layer_group[layer]
-                if s.page_live[i, r, p, layer] == 1:
-                    _add_page(s, i, r, p, layer, block, sums[g])
-                elif s.page_ghost[i, r, p, layer] == 1:
-                    sums[g, 1] += 1.0
+    """Sum page facts by group into `sums` (N, 8): live pages by codec, mass, age, codec error, ghosts."""
+    for k in range(s.running_count[i]):
+        r = s.running[i, k]
+        for layer in range(s.layers):
+            _add_pages(s, i, r, layer, sums)
 
 
 @jit
-def _add_page(s: Ledger, i: int, r: int, p: int, layer: int, block: int, row: F8) -> None:
-    codec = s.block_codec[i, block, layer]
-    size = s.codec_bytes[codec]
-    row[0] += 1.0
-    row[2] += s.page_mass[i, r, p, layer]
-    row[3] += (s.clock_s[i] - s.page_last_s[i, r, p, layer]) / s.interval_s[i]
-    row[4] += s.block_error[i, block, layer, codec]
-    row[5] += size
-    row[6] += s.bf16_bytes
-    if codec == NATIVE:
-        row[7] += size
-    elif codec == INT8:
-        row[9] += size
-    elif codec == INT4:
-        row[10] += size
-    else:
-        row[8] += size
+def _add_pages(s: Ledger, i: int, r: int, layer: int, sums: F8) -> None:
+    live, ghost, tags = s.page_live[i, r, layer], s.page_ghost[i, r, layer], s.page_tag[i, r, layer]
+    codecs, mass = s.page_codec[i, r, layer], s.page_mass[i, r, layer]
+    last, errors = s.page_last_s[i, r, layer], s.page_error[i, r, layer]
+    offset, now = s.layer_group[layer], s.clock_s[i]
+    for p in range(s.slot_pages[i, r]):
+        if tags[p] < 0:
+            continue
+        g = tags[p] * s.layer_groups + offset
+        if live[p] == 1:
+            sums[g, codecs[p]] += 1.0
+            sums[g, 4] += float(mass[p])
+            sums[g, 5] += now - float(last[p])
+            sums[g, 6] += float(errors[p])
+        else:
+            sums[g, 7] += ghost[p]
+
+
+@jit
+def _totals(s: Ledger, row: F8) -> tuple[float, float]:
+    """Live pages and their bytes."""
+    pages, stored = 0.0, 0.0
+    for codec in range(s.codec_bytes.shape[0]):
+        pages += row[codec]
+        stored += row[codec] * s.codec_bytes[codec]
+    return pages, stored
 
 
 @jit
@@ -66,29 +65,42 @@ def _write_groups(s: Ledger, i: int, sums: F8, out: F4) -> None:
     cap = float(s.cap_bytes[i]) * s.ranks
     pages, mass = 1e-9, 1e-9
     for g in range(out.shape[0]):
-        pages += sums[g, 0]
-        mass += sums[g, 2]
+        pages += _totals(s, sums[g])[0]
+        mass += sums[g, 4]
     for g in range(out.shape[0]):
-        row, held = sums[g], max(sums[g, 0], 1.0)
-        stored = max(row[5], 1.0)
-        out[g, GroupFeature.RESIDENT_SHARE] = min(1.0, row[5] / cap)
-        out[g, GroupFeature.NATIVE_SHARE] = row[7] / stored
-        out[g, GroupFeature.TOP_SHARE] = row[8] / stored
-        out[g, GroupFeature.INT8_SHARE] = row[9] / stored
-        out[g, GroupFeature.INT4_SHARE] = row[10] / stored
-        out[g, GroupFeature.TOKENS_SHARE] = row[0] / pages
-        out[g, GroupFeature.MASS_SHARE] = row[2] / mass
-        density = (row[2] / mass) / (row[0] / pages) if row[0] > 0.0 else 1.0
+        row = sums[g]
+        live, size = _totals(s, row)
+        held, stored = max(live, 1.0), max(size, 1.0)
+        out[g, GroupFeature.RESIDENT_SHARE] = min(1.0, size / cap)
+        out[g, GroupFeature.NATIVE_SHARE] = row[NATIVE] * s.codec_bytes[NATIVE] / stored
+        out[g, GroupFeature.TOP_SHARE] = row[BF16] * s.codec_bytes[BF16] / stored
+        out[g, GroupFeature.INT8_SHARE] = row[INT8] * s.codec_bytes[INT8] / stored
+        out[g, GroupFeature.INT4_SHARE] = row[INT4] * s.codec_bytes[INT4] / stored
+        out[g, GroupFeature.TOKENS_SHARE] = live / pages
+        out[g, GroupFeature.MASS_SHARE] = row[4] / mass
+        density = (row[4] / mass) / (live / pages) if live > 0.0 else 1.0
         out[g, GroupFeature.MASS_DENSITY] = min(12.0, max(-12.0, _log2(density)))
         out[g, GroupFeature.ROUTING_SHARE] = s.group_routed[i, g // s.layer_groups]
-        out[g, GroupFeature.RECENCY] = np.log1p(max(0.0, row[3] / held))
+        out[g, GroupFeature.RECENCY] = np.log1p(max(0.0, row[5] / s.interval_s[i] / held))
         wishes = s.group_wishes[i, g, 0]
         out[g, GroupFeature.MISS_RATE] = s.group_wishes[i, g, 1] / wishes if wishes > 0.0 else 0.0
-        out[g, GroupFeature.GHOST_SHARE] = row[1] / max(1.0, row[0] + row[1])
-        out[g, GroupFeature.CODEC_ERROR] = min(2.0, row[4] / held)
-        out[g, GroupFeature.MEAN_RATIO] = _log2(row[6] / stored) if row[6] > 0.0 else 0.0
+        out[g, GroupFeature.GHOST_SHARE] = row[7] / max(1.0, live + row[7])
+        out[g, GroupFeature.CODEC_ERROR] = min(2.0, row[6] / held)
+        out[g, GroupFeature.MEAN_RATIO] = _log2(live * s.bf16_bytes / stored) if live > 0.0 else 0.0
         layers = max(1, s.layer_groups - 1)
         out[g, GroupFeature.LAYER_POSITION] = (g % s.layer_groups) / layers
+
+
+@jit
+def _evictable_bytes(s: Ledger, i: int, r: int, layer: int) -> float:
+    """Sealed bytes of a layer outside slot `r`'s always-on set; shared pages count in parts."""
+    live, codecs, refs = s.page_live[i, r, layer], s.page_codec[i, r, layer], s.page_refs[i, r, layer]
+    total = 0.0
+    for p in range(s.sink_pages, min(window_start(s, i, r), s.slot_sealed[i, r])):
+        if live[p] == 1:
+            size = s.codec_bytes[codecs[p]]
+            total += size if refs[p] == 1 else size / refs[p]
+    return total
 
 
 @jit
@@ -99,27 +111,20 @@ def _write_space(s: Ledger, i: int, out: F4) -> None:
     for rank in range(s.ranks):
         used += s.bytes_rank[i, rank]
         fullest = max(fullest, float(s.bytes_rank[i, rank]) / s.cap_bytes[i])
-    live, whole_blocks, blocks = 0.0, 0, 0
-    for r in range(s.slot_request.shape[1]):
-        if s.slot_request[i, r] < 0:
-            continue
-        for p in range(s.slot_pages[i, r]):
-            block = s.page_block[i, r, p]
-            blocks += 1
-            if whole(s, i, block) and s.block_exact[i, block] == 1:
-                whole_blocks += 1
-            if not decoding(s, i, r) or always_on(s, i, r, p):
-                continue
+    live, blocks = 0.0, 0
+    for k in range(s.running_count[i]):
+        r = s.running[i, k]
+        blocks += s.slot_pages[i, r]
+        if decoding(s, i, r):
             for layer in range(s.layers):
-                if s.page_live[i, r, p, layer] == 1 and s.block_sealed[i, block] == 1:
-                    live += s.codec_bytes[s.block_codec[i, block, layer]] / s.block_refs[i, block, layer]
+                live += _evictable_bytes(s, i, r, layer)
     cached = float(s.cached_bytes[i].sum())
     out[GlobalFeature.PRESSURE] = fullest
     out[GlobalFeature.FREE_SHARE] = max(0.0, 1.0 - used / cap)
     out[GlobalFeature.CACHED_SHARE] = cached / cap
     out[GlobalFeature.LIVE_SHARE] = min(1.0, live / cap)
     out[GlobalFeature.PINNED_SHARE] = min(1.0, max(0.0, used - cached - live) / cap)
-    out[GlobalFeature.WHOLE_BLOCK_SHARE] = whole_blocks / max(1, blocks)
+    out[GlobalFeature.WHOLE_BLOCK_SHARE] = s.whole_listed[i] / max(1, blocks)
 
 
 @jit
@@ -136,7 +141,7 @@ def _write_queue(s: Ledger, i: int, out: F4) -> None:
         if s.req_status[i, q] != Status.WAITING:
             continue
         if waiting == 0:
-            age = (s.clock_s[i] - s.req_arrival_s[i, q]) / s.class_ttft_s[s.req_class[i, q]]
+            age = (s.clock_s[i] - s.req_arrival_s[i, q]) / s.class_ttft_s[i, s.req_class[i, q]]
         if waiting < LOOKED_UP:
             looked += s.req_prompt[i, q]
             hits += lookup(s, i, q) * s.page_tokens
@@ -210,7 +215,7 @@ def _write_prices(s: Ledger, i: int, out: F4) -> None:
 @jit
 def write_telemetry(s: Ledger, i: int, groups: F4, globals_: F4) -> None:
     """Write the telemetry of the interval just ended into `groups` (N, F) and `globals_` (F,); start a new one."""
-    sums = np.zeros((groups.shape[0], 12))
+    sums = np.zeros((groups.shape[0], 8))
     _gather_groups(s, i, sums)
     _write_groups(s, i, sums, groups)
     _write_space(s, i, globals_)

@@ -1,20 +1,22 @@
 """Which cached block goes first: a heap by block utility, made when it is needed and kept while it tells the truth.
 
-Cached blocks gain nothing but age, so an order stays good for a while: it is made again when the control weighs
-blocks otherwise, after `ORDER_INTERVALS` intervals, and when it runs out. Blocks used since are left out of it.
+Cached blocks gain nothing but age, and all alike, so an order stays good for a while: it is made again when the control
+weighs blocks otherwise, after `ORDER_INTERVALS` intervals, and when it runs out. What becomes cached meanwhile joins
+it, its age counted from when the order was made: by recency alone the order is the same at any time. Entries whose
+block was used since, or ordered anew, are passed over.
 """
 
 from __future__ import annotations
 
 from pikv_runtime.contract import BLOCK_WEIGHTS
-from pikv_runtime.ledger.blocks import drop_block
-from pikv_runtime.ledger.heap import heapify, pop
+from pikv_runtime.ledger.blocks import drop_block, to_cache
+from pikv_runtime.ledger.heap import heapify, pop, push
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import Ledger, Tally
 from pikv_runtime.ledger.utility import block_utility
 
 FIRST_WEIGHT = int(BLOCK_WEIGHTS.start)
-ORDER_INTERVALS = 8.0
+ORDER_INTERVALS = 32.0
 
 
 @jit
@@ -24,10 +26,27 @@ def refresh_victims(s: Ledger, i: int) -> None:
     count = s.cached_count[i]
     for j in range(count):
         blocks[j] = s.cached_list[i, j]
-        values[j] = block_utility(s, i, blocks[j])
+        values[j] = block_utility(s, i, blocks[j], s.clock_s[i])
+        s.block_order[i, blocks[j]] = values[j]
     heapify(values, blocks, count)
     s.victim_count[i] = count
     s.victim_made_s[i] = s.clock_s[i]
+
+
+@jit
+def cache_block(s: Ledger, i: int, block: int) -> None:
+    """Keep a whole block without users for a later prompt, and give it its place in the order of victims."""
+    to_cache(s, i, block)
+    count = s.victim_count[i]
+    if count < 0:
+        return  # there is no order; the next one will have it
+    if count == s.victims.shape[1]:
+        s.victim_count[i] = -1  # full of entries that are passed over: make it again
+        return
+    value = block_utility(s, i, block, s.victim_made_s[i])
+    s.block_order[i, block] = value
+    push(s.victim_value[i], s.victims[i], count, value, block)
+    s.victim_count[i] = count + 1
 
 
 @jit
@@ -39,16 +58,17 @@ def age_victims(s: Ledger, i: int) -> None:
             same = False
         s.victim_weights[i, k] = s.control_globals[i, FIRST_WEIGHT + k]
     if not same:
-        s.victim_count[i] = 0
+        s.victim_count[i] = -1
 
 
 @jit
 def _next_victim(s: Ledger, i: int) -> int:
-    """The next block in order that is still cached and was not used since, or -1."""
+    """The next block in order that is still cached as it was put there, or -1."""
     while s.victim_count[i] > 0:
+        value = s.victim_value[i, 0]
         block = pop(s.victim_value[i], s.victims[i], s.victim_count[i])
         s.victim_count[i] -= 1
-        if s.block_cached[i, block] == 1 and s.block_last_s[i, block] <= s.victim_made_s[i]:
+        if s.block_cached[i, block] == 1 and s.block_order[i, block] == value:
             return block
     return -1
 

@@ -78,8 +78,8 @@ class CacheView:
         by_layer = bias.reshape(ledger.experts, ledger.layer_groups)[:, ledger.layer_group.astype(np.int64)]
         return CacheView(
             page_block=ledger.page_block[0],
-            page_live=ledger.page_live[0],
-            page_ghost=ledger.page_ghost[0],
+            page_live=ledger.page_live[0].transpose(0, 2, 1),
+            page_ghost=ledger.page_ghost[0].transpose(0, 2, 1),
             block_codec=ledger.block_codec[0],
             block_rank=ledger.block_rank[0],
             block_tag=ledger.block_tag[0],
