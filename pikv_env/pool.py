@@ -14,7 +14,7 @@ from pikv_env.folding import Folding
 from pikv_env.traces.library import TraceLibrary
 from pikv_env.workloads import make_workload
 from pikv_env.workloads.families import FAMILIES, Family
-from pikv_runtime.ledger import build, load_requests, observations, pages_needed
+from pikv_runtime.ledger import build, load_requests, observations, pages_needed, set_classes
 from pikv_runtime.ledger.drive import MOST_BUSY, Bank, SaturatedError, reference_run
 from pikv_runtime.ledger.setup import Shape
 from pikv_runtime.ledger.state import INT8, NATIVE, Ledger
@@ -90,7 +90,6 @@ class WorkloadPool:
         self.prices, self.load_of = self.capacity.prices, self.capacity.load_of
         self.classes = tuple(self.folding.service_class(one) for one in (INTERACTIVE, BATCH))
         families = [FAMILIES[config.families[j % len(config.families)]] for j in range(config.workloads)]
-        check_classes(families)
         self.pages = longest_pages(library, families)
         self.bank = make_bank(library, config.runtime.router, self.pages)
         drawn = [self._draw(family, np.random.default_rng([seed, j])) for j, family in enumerate(families)]
@@ -174,6 +173,7 @@ class WorkloadPool:
     def _load(self, target: Ledger, lane: int, workload: RequestList) -> None:
         share = self.config.runtime.audit_share
         load_requests(target, lane, workload.requests, audit_seed=workload.seed, audit_share=share)
+        set_classes(target, lane, [self.folding.service_class(one) for one in workload.classes])
 
     def _prepare(self, j: int, workload: RequestList, reference: Reference) -> Prepared:
         self._load(self.store, j, workload)
@@ -191,17 +191,6 @@ class WorkloadPool:
 def folding_of(library: TraceLibrary, config: EnvConfig) -> Folding:
     """How the traces stand for the configured geometry."""
     return Folding(load_geometry(config.geometry), library.layers, library.experts, config.token_scale)
-
-
-def check_classes(families: Sequence[Family]) -> None:
-    """Raise ValueError for a family with service classes of its own: a ledger has one pair for all its lanes."""
-    standard = (INTERACTIVE, BATCH)
-    for family in families:
-        if family.classes != standard:
-            raise ValueError(
-                f"family {family.id!r} has service classes of its own, {[c.name for c in family.classes]}: "
-                f"environments serve {[c.name for c in standard]} with their standard weights and objectives only"
-            )
 
 
 def longest_pages(library: TraceLibrary, families: Sequence[Family]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pikv_env import EnvConfig, WorkloadPool
+from pikv_env import EnvConfig, TraceBatch, WorkloadPool
 from pikv_env.builtin import resolve_library
 from pikv_env.runtime_env import RuntimeEnv
 from pikv_env.traces import TraceLibrary
@@ -188,17 +188,27 @@ def test_notional_text_is_refused_by_whoever_needs_text() -> None:
         RuntimeEnv(families="agent-loops")
 
 
-def test_classes_of_a_family_reach_its_requests_but_no_ledger_yet(library: TraceLibrary) -> None:
-    strict = dataclasses.replace(INTERACTIVE, name="strict", fidelity_weight=4.0, slo_ttft_s=0.5)
-    assert drawn("rag-tenants", library, horizon_s=60.0, classes=(strict, BATCH)).classes == (strict, BATCH)
+def test_a_family_s_classes_reach_its_requests_its_lane_and_its_reference(library: TraceLibrary) -> None:
+    heavy = tuple(dataclasses.replace(c, weight=2 * c.weight, fidelity_weight=3.0) for c in (INTERACTIVE, BATCH))
+    usual = dataclasses.replace(FAMILIES["rag-tenants"], classes=(INTERACTIVE, BATCH))
     with pytest.raises(ValueError, match="1 classes, the contract has 2"):
-        dataclasses.replace(FAMILIES["rag-tenants"], classes=(strict,))
-    FAMILIES.add("strict", dataclasses.replace(FAMILIES["rag-tenants"], id="strict", classes=(strict, BATCH)))
-    try:
-        with pytest.raises(ValueError, match=r"'strict' has service classes of its own, \['strict', 'batch'\]"):
-            WorkloadPool(library, EnvConfig(families=("strict",), workloads=1), 0)
-    finally:
-        del FAMILIES._entries["strict"]
+        dataclasses.replace(usual, classes=heavy[:1])
+    pools = []
+    for classes in (usual.classes, heavy):
+        FAMILIES.add("own", dataclasses.replace(usual, classes=classes))
+        try:
+            config = EnvConfig(families=("own", "facts-poisson"), workloads=2, horizon_s=120.0)
+            pools.append(WorkloadPool(library, config, 0))
+        finally:
+            del FAMILIES._entries["own"]
+    assert pools[1].prepared[0].workload.classes == heavy
+    latency = [pool.prepared[0].reference.latency for pool in pools]
+    assert latency[1] == pytest.approx(2 * latency[0])
+    batch = TraceBatch(library, pools[1].config, 1, pool=pools[1])
+    for workload, classes in ((0, heavy), (1, (INTERACTIVE, BATCH)), (0, heavy)):
+        batch.reset_lane(0, workload=workload)
+        assert batch.state.class_fidelity[0].tolist() == [c.fidelity_weight for c in classes]
+        assert batch.state.class_weight[0].tolist() == [c.weight for c in classes]
 
 
 def test_rules_and_arrivals_go_together() -> None:

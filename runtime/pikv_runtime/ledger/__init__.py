@@ -17,6 +17,7 @@ from pikv_runtime.ledger.setup import (
     observations,
     pages_needed,
     request_charges,
+    set_classes,
 )
 from pikv_runtime.ledger.state import CODECS, NO_CAP, Event, Ledger, Price, Status, Tally
 from pikv_runtime.ledger.telemetry import write_telemetry
@@ -25,5 +26,5 @@ __all__ = [
     "CODECS", "NO_CAP", "Event", "IntegrityError", "Ledger", "Price", "Shape", "Status", "Tally", "advance",
     "apply_control", "build", "check_integrity", "clear", "close", "commit", "copy_requests", "due", "filled_pages",
     "load_requests", "observations", "observe", "pages_needed", "plan", "price", "request_charges", "select",
-    "tag_page", "write_telemetry",
+    "set_classes", "tag_page", "write_telemetry",
 ]  # fmt: skip

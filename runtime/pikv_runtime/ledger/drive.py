@@ -129,8 +129,7 @@ def reference_run(s: Ledger, lane: int, bank: Bank, scratch: Ledger, most_busy: 
     clear(scratch, 0)
     copy_requests(scratch, 0, s, lane)
     scratch.cap_bytes[0] = NO_CAP
-    for name in ("prices", "class_weight", "class_ttft_s", "class_tpot_s", "class_fidelity"):
-        getattr(scratch, name)[0] = getattr(s, name)[lane]
+    scratch.prices[0] = s.prices[lane]
     scratch.interval_s[0] = s.interval_s[lane]
     scratch.interval_end_s[0] = s.interval_s[lane]
     exact = scratch._replace(sparse=0, codec_bytes=_plain_bytes(s))

@@ -144,9 +144,11 @@ def load_requests(s: Ledger, lane: int, requests: Sequence[Request], *, audit_se
 
 
 def copy_requests(target: Ledger, lane: int, source: Ledger, from_lane: int) -> None:
-    """Load the requests of another ledger's lane into a cleared lane of `target` (same room and pages)."""
+    """Load requests and classes of another ledger's lane into a cleared lane of `target` (same room and pages)."""
     for name in ("arrival_s", "prompt", "output", "class", "content", "audited", "hashes"):
         getattr(target, f"req_{name}")[lane] = getattr(source, f"req_{name}")[from_lane]
+    for name in ("weight", "ttft_s", "tpot_s", "fidelity"):
+        getattr(target, f"class_{name}")[lane] = getattr(source, f"class_{name}")[from_lane]
     target.num_requests[lane] = target.unfinished[lane] = source.num_requests[from_lane]
 
 
