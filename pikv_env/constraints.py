@@ -74,7 +74,8 @@ def late_requests(s: Ledger, over: NDArray[np.bool_]) -> NDArray[np.int64]:
     to_first = np.where(first >= 0, first, np.maximum(now, arrival)) - arrival
     finish = np.where(status == Status.DONE, s.req_finish_s, now)
     per_token = np.where(first >= 0, finish - first, 0.0) / np.maximum(1, s.req_output - 1)
-    late = (to_first > s.class_ttft_s[classes]) | (per_token > s.class_tpot_s[classes])
+    lanes = np.arange(len(classes))[:, None]
+    late = (to_first > s.class_ttft_s[lanes, classes]) | (per_token > s.class_tpot_s[lanes, classes])
     late |= (status == Status.REFUSED) | (over[:, None] & (status != Status.DONE))
     late &= np.arange(status.shape[1]) < s.num_requests[:, None]
     return np.count_nonzero(late, axis=1)

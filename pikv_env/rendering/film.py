@@ -67,7 +67,7 @@ def page_states(s: Ledger, lane: int = 0) -> States:
     for r in np.flatnonzero(s.slot_request[lane] >= 0):
         count = int(s.slot_pages[lane, r])
         blocks = np.asarray(s.page_block[lane, r, :count])
-        gone = (s.page_live[lane, r, :count] == 0) & (codec[blocks] < 0)
+        gone = (s.page_live[lane, r, :, :count].T == 0) & (codec[blocks] < 0)
         rows, layers = np.nonzero(gone & (blocks >= 0)[:, None])
         states[blocks[rows], layers] = EVICTED
     return states

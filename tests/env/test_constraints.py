@@ -106,8 +106,8 @@ def test_a_request_is_late_as_soon_as_that_is_certain_and_stays_late() -> None:
         finished = s.req_status[0] == Status.DONE
         ttft, tpot = s.req_first_s[0] - s.req_arrival_s[0], s.req_finish_s[0] - s.req_first_s[0]
         classes = s.req_class[0]
-        missed = (ttft > s.class_ttft_s[classes]) | (
-            tpot / np.maximum(1, s.req_output[0] - 1) > s.class_tpot_s[classes]
+        missed = (ttft > s.class_ttft_s[0, classes]) | (
+            tpot / np.maximum(1, s.req_output[0] - 1) > s.class_tpot_s[0, classes]
         )
         known = np.count_nonzero(finished & missed)
         assert count >= before and count >= known
