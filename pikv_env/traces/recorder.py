@@ -18,7 +18,7 @@ from pikv_runtime.ledger.state import CODECS
 from pikv_runtime.models.segments import ForwardResult
 from pikv_runtime.requests import Request, RequestList, chain_hashes
 
-RECORDING = RuntimeConfig(read="exact", router="all", codec="native", cap_bytes=None, audit_share=0.0)
+RECORDING = RuntimeConfig(read="exact", router="all", codec="native", cap_bytes=None, audit_share=0.0, observe="first")
 DEFAULT_KINDS = ("facts", "needle", "copy", "code", "prose", "dictionary", "dialogue", "regime")
 
 

@@ -47,7 +47,9 @@ class RuntimeConfig:
     interval_s: float = 2.0
     """Span of model time between two decisions."""
     observe_tokens: int = 32
-    """A request's attention mass is observed at every so many of its decode steps."""
+    """A request's attention mass is observed once in so many of its decode steps."""
+    observe: Literal["drawn", "first"] = "drawn"
+    """Which of them: one drawn by hash, which no policy can wait for, or the first (for recording)."""
     audit_share: float = 0.25
     """Share of requests (by hash) whose fidelity is measured against an exact shadow."""
     share_lossy: bool = False
@@ -58,6 +60,7 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         _choice("layout", self.layout, ("position",))
         _choice("read", self.read, ("exact", "sparse"))
+        _choice("observe", self.observe, ("drawn", "first"))
         _choice("top-rung codec", self.codec, ("native", "bf16"))
         _choice("router", self.router, tuple(ROUTER_CODES))
         if self.read == "sparse" and self.router == "all":

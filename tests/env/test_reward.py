@@ -50,7 +50,7 @@ def request_charge(batch: TraceBatch, i: int) -> float:
     s, reference = batch.state, batch.prepared(i).reference
     total, end_s = 0.0, s.clock_s[i]
     for q, request in enumerate(batch.prepared(i).workload.requests):
-        service = (INTERACTIVE, BATCH)[request.class_id]
+        service = batch.prepared(i).workload.classes[request.class_id]
         status, first_s = s.req_status[i, q], s.req_first_s[i, q]
         stop_s = s.req_finish_s[i, q] if status == Status.DONE else end_s
         started = first_s >= 0

@@ -24,7 +24,7 @@ PRICES_S = {
 
 def make(*, cap=None, ranks=1, slots=4, blocks=64, requests=32, lanes=1, pages=PAGES, **config):
     options = {"codec": "bf16", "read": "sparse", "router": "centroid", "layer_groups": 2, "max_batch_tokens": 32}
-    options |= {"observe_tokens": 2, "page_tokens": TOKENS}
+    options |= {"observe_tokens": 2, "observe": "first", "page_tokens": TOKENS}
     runtime = RuntimeConfig(cap_bytes=cap, slots=slots, blocks=blocks, **{**options, **config})
     shape = lg.Shape(LAYERS, EXPERTS, SIZES, GHOST)
     s = lg.build(runtime, shape, (INTERACTIVE, BATCH), lanes=lanes, requests=requests, pages=pages, ranks=ranks)

@@ -17,7 +17,8 @@ SCRATCH = {"rank_s", "unsettled"}  # what lies there between iterations means no
 
 
 def build(ranks):
-    return make(ranks=ranks, pages=PAGES, slots=4, blocks=110, requests=24, interval_s=0.3, observe_tokens=8)
+    options = {"interval_s": 0.3, "observe_tokens": 8, "observe": "drawn"}
+    return make(ranks=ranks, pages=PAGES, slots=4, blocks=110, requests=24, **options)
 
 
 def by_single_iterations(s):
@@ -57,7 +58,7 @@ def test_skipping_ahead_ends_where_single_iterations_end(ranks, gap_s, seed):
         for name, values in one._asdict().items():
             if isinstance(values, np.ndarray) and name not in SCRATCH:
                 np.testing.assert_array_equal(values, getattr(other, name), err_msg=name)
-    assert quiet > 0.05 * one.tally[0, Tally.ITERATIONS]
+    assert quiet > (0.05 if gap_s == 1.0 else 0.01) * one.tally[0, Tally.ITERATIONS]
 
 
 def test_who_arrives_ends_the_quiet():

@@ -23,7 +23,7 @@ from ledger_lab import (
 
 from pikv_runtime import ledger as lg
 from pikv_runtime.ledger import Tally
-from pikv_runtime.ledger.observe import CONFLICT_WINDOW_S, MASS_RATE, read_masks
+from pikv_runtime.ledger.observe import CONFLICT_WINDOW_S, MASS_RATE, observed_step, read_masks
 from pikv_runtime.ledger.readset import select
 from pikv_runtime.ledger.references import evict_page
 
@@ -226,3 +226,22 @@ def test_the_routing_bias_moves_the_read_set_towards_its_groups(ledger):
         shares.append(sum(read[layer][others][tags[others, layer] == 1].sum() for layer in range(LAYERS)))
     assert shares[0] == 0 or shares[0] < shares[1]
     assert shares[1] > 0 and BLOCK_BYTES > 0
+
+
+def test_the_observed_steps_are_drawn_one_of_every_few_and_all_are_counted():
+    s = make(pages=PAGES, slots=1, blocks=60, requests=24, observe_tokens=8, observe="drawn")
+    load(s, [request(q, 9, 60, content=0, pages=PAGES) for q in range(24)])
+    steps = np.array([[observed_step(s, 0, q, o) for o in range(8)] for q in range(24)])
+    assert (steps // 8 == np.arange(8)).all(), "one of every eight"
+    assert np.bincount((steps % 8).ravel(), minlength=8).min() > 0.05 * steps.size, "any of them"
+    seen = np.zeros(24, int)
+    while s.unfinished[0] > 0:
+        lg.plan(s, 0)
+        q = int(s.slot_request[0, 0])
+        at = lg.due(s, 0, 0)
+        assert (at >= 0) == (decodes(s, q) and int(s.req_generated[0, q]) - 1 in steps[q])
+        seen[q] += at >= 0
+        lg.commit(s, 0, lg.price(s, 0))
+    np.testing.assert_array_equal(seen, lg.observations(s, 0))
+    lg.load_requests(s, 0, [request(0, 9, 60, pages=PAGES)], audit_seed=1, audit_share=0.0)
+    assert [observed_step(s, 0, 0, o) for o in range(8)] != steps[0].tolist(), "another seed, other steps"

@@ -71,6 +71,9 @@ def _finish(s: Ledger, i: int, r: int) -> None:
     s.req_finish_s[i, q] = s.clock_s[i]
     s.decode_rate[i] -= tpot_rate(s, i, q)
     s.unfinished[i] -= 1
+    if s.req_audited[i, q] == 1:  # told when it is over: else a policy could tell who is audited, and blur the others
+        s.loss_class[i, s.req_class[i, q], 0] += s.req_loss[i, q]
+        s.loss_class[i, s.req_class[i, q], 1] += s.req_observed[i, q] * s.layers
     retire(s, i, r)
 
 

@@ -18,14 +18,35 @@ MASS_RATE = 0.3  # weight of a new observation in a page's attention-mass averag
 
 
 @jit
+def observed_step(s: Ledger, i: int, q: int, o: int) -> int:
+    """The decode step of request `q` that observation `o` looks at: one of `observe_tokens`, drawn by hash. Known
+    steps would be an invitation to evict right after them."""
+    if s.observe_drawn == 0:
+        return o * s.observe_tokens
+    x = (q * 2654435761 + o * 2246822519 + s.observe_salt[i] + 374761393) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 2246822519) & 0xFFFFFFFF
+    x = ((x ^ (x >> 13)) * 3266489917) & 0xFFFFFFFF
+    return o * s.observe_tokens + (x ^ (x >> 16)) % s.observe_tokens
+
+
+@jit
 def due(s: Ledger, i: int, r: int) -> int:
     """Number of the observation due in the planned iteration for slot `r`, or -1."""
     if s.slot_plan[i, r] == 0 or not decoding(s, i, r):
         return -1
-    step = s.req_generated[i, s.slot_request[i, r]] - 1
-    if step % s.observe_tokens != 0:
-        return -1
-    return step // s.observe_tokens
+    q = s.slot_request[i, r]
+    step = s.req_generated[i, q] - 1
+    o = step // s.observe_tokens
+    return o if step == observed_step(s, i, q, o) else -1
+
+
+@jit
+def steps_to_observation(s: Ledger, i: int, q: int) -> int:
+    """Decode steps before the next observation of request `q`; 0 if the next step is observed."""
+    step = s.req_generated[i, q] - 1
+    o = step // s.observe_tokens
+    ahead = observed_step(s, i, q, o) - step
+    return ahead if ahead >= 0 else observed_step(s, i, q, o + 1) - step
 
 
 @jit
@@ -138,5 +159,3 @@ def observe(s: Ledger, i: int, r: int, mass: F4, score: F4) -> None:
         c = s.req_class[i, q]
         s.req_loss[i, q] += loss
         s.tally[i, Tally.LOSS] += s.class_fidelity[i, c] * loss
-        s.loss_class[i, c, 0] += loss
-        s.loss_class[i, c, 1] += s.layers

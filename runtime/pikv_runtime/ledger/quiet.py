@@ -11,6 +11,7 @@ from __future__ import annotations
 from pikv_runtime.contract import GlobalControl
 from pikv_runtime.ledger.commit import advance
 from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.observe import steps_to_observation
 from pikv_runtime.ledger.pricing import charge, iteration_parts, seconds_of
 from pikv_runtime.ledger.state import Ledger, Tally
 from pikv_runtime.ledger.utility import decoding
@@ -24,8 +25,7 @@ def quiet_tokens(s: Ledger, i: int, r: int) -> int:
     q = s.slot_request[i, r]
     left = s.slot_pages[i, r] * s.page_tokens - s.slot_tokens[i, r] - 1  # the token that fills a page is an event
     left = min(left, s.req_output[i, q] - s.req_generated[i, q] - 1)
-    step = (s.req_generated[i, q] - 1) % s.observe_tokens
-    return min(left, (s.observe_tokens - step) % s.observe_tokens)
+    return min(left, steps_to_observation(s, i, q))
 
 
 @jit
@@ -33,7 +33,7 @@ def quiet_iterations(s: Ledger, i: int) -> int:
     """Iterations that will be quiet if nobody comes."""
     if s.running_count[i] == 0 or s.pending_s[i] != 0.0:
         return 0
-    count = s.observe_tokens
+    count = 2 * s.observe_tokens
     for k in range(s.running_count[i]):
         count = min(count, quiet_tokens(s, i, s.running[i, k]))
         if count <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pikv_runtime.config import ROUTER_CODES, RuntimeConfig
 from pikv_runtime.contract import Control
 from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.observe import observed_step
 from pikv_runtime.ledger.record import record
 from pikv_runtime.ledger.schedule import tpot_rate, ttft_rate
 from pikv_runtime.ledger.state import (
@@ -72,6 +74,7 @@ def build(
         router=ROUTER_CODES.get(config.router, 0),
         sink_pages=config.sink_pages,
         observe_tokens=config.observe_tokens,
+        observe_drawn=int(config.observe == "drawn"),
         max_batch_tokens=config.max_batch_tokens,
         share_lossy=int(config.share_lossy),
         layer_group=group_layers(shape.layers, layer_groups),
@@ -132,6 +135,7 @@ def load_requests(s: Ledger, lane: int, requests: Sequence[Request], *, audit_se
     if len(requests) > room:
         raise ValueError(f"{len(requests)} requests, the ledger was built for {room}")
     s.num_requests[lane] = s.unfinished[lane] = len(requests)
+    s.observe_salt[lane] = zlib.crc32(f"observe:{audit_seed}".encode())
     for q, request in enumerate(requests):
         ids = request.hash_ids[:pages]
         s.req_arrival_s[lane, q] = request.arrival_s
@@ -149,14 +153,23 @@ def copy_requests(target: Ledger, lane: int, source: Ledger, from_lane: int) -> 
         getattr(target, f"req_{name}")[lane] = getattr(source, f"req_{name}")[from_lane]
     for name in ("weight", "ttft_s", "tpot_s", "fidelity"):
         getattr(target, f"class_{name}")[lane] = getattr(source, f"class_{name}")[from_lane]
+    target.observe_salt[lane] = source.observe_salt[from_lane]
     target.num_requests[lane] = target.unfinished[lane] = source.num_requests[from_lane]
 
 
 def observations(s: Ledger, lane: int) -> NDArray[np.int64]:
-    """Observations that each request's decode steps will bring, (N,): one at every `observe_tokens`-th step."""
-    n = s.num_requests[lane]
-    steps = s.req_output[lane, :n] - 1  # the last token is never fed back
-    return np.where(steps > 0, (steps - 1) // s.observe_tokens + 1, 0).astype(np.int64)
+    """Observations that each request's decode steps will bring, (N,): one of every `observe_tokens` steps."""
+    counts = np.zeros(s.num_requests[lane], np.int64)
+    _count_observations(s, lane, counts)
+    return counts
+
+
+@jit
+def _count_observations(s: Ledger, i: int, out) -> None:  # type: ignore[no-untyped-def]
+    for q in range(s.num_requests[i]):
+        steps = s.req_output[i, q] - 1  # the last token is never fed back
+        for o in range((steps + s.observe_tokens - 1) // s.observe_tokens):
+            out[q] += 1 if observed_step(s, i, q, o) < steps else 0
 
 
 @jit

@@ -115,6 +115,7 @@ class Ledger(NamedTuple):
     router: int  # 0 all, 1 gate, 2 centroid: which recorded score orders the read set
     sink_pages: int
     observe_tokens: int
+    observe_drawn: int  # 1: one of every `observe_tokens` decode steps is observed, drawn by hash; 0: the first
     max_batch_tokens: int
     share_lossy: int
     layer_group: I1  # (L,)
@@ -143,6 +144,7 @@ class Ledger(NamedTuple):
     next_arrival: I4  # (n,)
     queue_head: I4  # (n,) lowest request that may be waiting
     unfinished: I4  # (n,)
+    observe_salt: I8  # (n,) of the steps that are drawn
     unsettled: I4  # (n,) an admission failed after making room
     window: I4  # (n,) pages of the window that reads were counted under
     whole_listed: I4  # (n,) pages of running requests whose blocks are exact and whole
@@ -291,6 +293,7 @@ def _lane_arrays(d: Dims) -> dict[str, NDArray]:
         "queue_head": np.zeros(n, np.int32),
         "unfinished": np.zeros(n, np.int32),
         "unsettled": np.zeros(n, np.int32),
+        "observe_salt": np.zeros(n, np.int64),
         "window": np.zeros(n, np.int32),
         "whole_listed": np.zeros(n, np.int32),
         "pending_s": np.zeros(n),
