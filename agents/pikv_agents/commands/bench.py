@@ -1,0 +1,51 @@
+"""`pikv bench`: what this machine gets out of the project, as rows of one JSON object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from pikv_agents.commands.base import Command
+from pikv_agents.commands.options import at_least_one, default_threads, origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Command):
+    """Measure speed.
+
+    `env`: control intervals per second of the trace environment on its reference instance (16 running requests, 4,000
+    live pages, 10,000 cached blocks, 64 lanes), beside the live runtime on the same instance; PPO end to end on the
+    quick preset; how cost grows with pages, blocks, groups, requests and iterations. Medians of several runs.
+    """
+
+    what: Annotated[Literal["env"], tyro.conf.Positional] = "env"
+    """What to measure."""
+    lanes: int = 64
+    """Environments side by side."""
+    threads: int = 0
+    """Threads that step them; 0: the cores of this process."""
+    repeats: int = 5
+    """Runs of which the median is reported."""
+    quick: bool = False
+    """Fewer lanes and runs, nothing grown: a look, not a figure to publish."""
+
+    def run(self) -> dict[str, Any]:
+        """Measure, print the rows, return them."""
+        from tqdm import tqdm
+
+        from pikv_agents import environment_bench as bench
+        from pikv_agents.report import tables
+
+        at_least_one(lanes=self.lanes, repeats=self.repeats)
+        threads = self.threads or default_threads()
+        lanes, repeats = (min(self.lanes, 8), 2) if self.quick else (self.lanes, self.repeats)
+        rows = []
+        for row in tqdm(bench.rows(lanes, threads, repeats, grow=not self.quick), "measuring", unit="row", leave=False):
+            rows.append(row)
+        console = tables.console()
+        console.print(bench.table(rows))
+        console.print(bench.in_words(rows))
+        meta = {**origin(), "lanes": lanes, "threads": threads, "repeats": repeats, "versions": bench.versions()}
+        return {"rows": rows, "meta": meta}
