@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PRESSURES = (1.0, 4.0)
 # The grid of fixed settings is coarse: what a hack gains by lying between two of them is no hack's gain.
 MEAN_MARGIN, CELL_MARGIN = 0.99, 0.95
-IDLE_ONLY = "audit-lone"  # under load it finds no occasion; `test_open_exploits.py` plays it where it does
+IDLE_ONLY = "audit-lone"  # under load it finds no occasion; `test_audit_secrecy.py` plays it where it does
 
 
 @pytest.fixture(scope="module")

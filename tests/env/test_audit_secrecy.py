@@ -1,4 +1,4 @@
-"""Reward hacks that pay: what the objective does not see yet. Each test says what must hold, and fails until then."""
+"""Holes that the search for reward hacks found, closed since: who is audited, and when, is not to be found out."""
 
 from __future__ import annotations
 
