@@ -46,8 +46,8 @@ def main() -> None:
     for name in TRACE_MODELS:
         tokens = TRACE_MODELS[name].block_tokens
         form, file, options, source = PUBLIC[name]
-        ours = describe_trace(read_mooncake(trace_path(f"builtin:{name}")), tokens)
-        theirs = describe_trace(convert(form, given.folder / file, options), tokens)
+        ours = describe_trace(read_mooncake(trace_path(f"builtin:{name}")), tokens, jitter_s=3.0)
+        theirs = describe_trace(convert(form, given.folder / file, options), tokens, jitter_s=3.0)
         rows.append({"trace": name, "block_tokens": tokens, "public": source, "ours": ours, "theirs": theirs})
         for key in ours:
             print(f"{name:<14}{key:<18}{ours[key]:>12.3f}{theirs[key]:>12.3f}")

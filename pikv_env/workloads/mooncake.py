@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ def read_mooncake(path: str | Path, block_tokens: int | None = None) -> list[Moo
 
     Args:
         path: The file.
-        block_tokens: Where given, `hash_ids` must name exactly the blocks of `input_length`.
+        block_tokens: Where given, `hash_ids` must name exactly the blocks of `input_length`, and an id always follow
+            the same one: hashes of a block's own text, whatever stands before it, would be taken for prefixes.
 
     Returns:
         The records in the order of the file.
@@ -49,12 +51,15 @@ def read_mooncake(path: str | Path, block_tokens: int | None = None) -> list[Moo
         MooncakeError: On the first line that is no request, or where the file holds none.
     """
     records = []
+    before: dict[int, int | None] = {}
     try:
         with _opened(Path(path)) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     records.append(_parsed(line, f"{path}:{number}", block_tokens))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+                    if block_tokens is not None:
+                        _check_prefix(records[-1].hash_ids, before, f"{path}:{number}")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise MooncakeError(f"{path}: cannot be read ({error})") from error
     if not records:
         raise MooncakeError(f"{path}: holds no requests")
@@ -119,6 +124,20 @@ def _parsed(line: str, where: str, block_tokens: int | None) -> MooncakeRecord:
             f"{-(-data['input_length'] // block_tokens)} blocks of {block_tokens}"
         )
     return MooncakeRecord(float(data["timestamp"]), data["input_length"], data["output_length"], hash_ids)
+
+
+def _check_prefix(hash_ids: tuple[int, ...], before: dict[int, int | None], where: str) -> None:
+    """Note which id stands before each; raise MooncakeError where another did: no equal prefixes, then."""
+    previous: int | None = None
+    for hash_id in hash_ids:
+        known = before.setdefault(hash_id, previous)
+        if known != previous:
+            places = ["first" if one is None else f"after {one}" for one in (previous, known)]
+            raise MooncakeError(
+                f"{where}: hash id {hash_id} stands {places[0]}, earlier {places[1]}; "
+                "equal ids must mean equal prompts from the start"
+            )
+        previous = hash_id
 
 
 _EXPECTED = {

@@ -39,24 +39,29 @@ def describe(workload: RequestList, page_tokens: int = 16) -> dict[str, float]:
     return {**out, **reuse(prompt_blocks(workload, page_tokens), arrivals)}
 
 
-def describe_trace(records: Sequence[MooncakeRecord], block_tokens: int, jitter_s: float = 3.0) -> dict[str, float]:
+def describe_trace(
+    records: Sequence[MooncakeRecord], block_tokens: int, jitter_s: float | None = None
+) -> dict[str, float]:
     """Describe a trace in the Mooncake line format.
 
     Args:
         records: At least one, ordered by time.
         block_tokens: Tokens of one hash id.
-        jitter_s: Uniform jitter of the stamps before the gaps between arrivals are measured: public stamps are
-            quantised to 3 s. The jitter is the same at every call.
+        jitter_s: Uniform jitter of the stamps before the gaps between arrivals are measured, the same at every call;
+            None: the step of stamps that most requests share with another (Mooncake's are 3 s apart), else none.
 
     Returns:
-        `requests`, `rate_per_s`, `interarrival_cv`, percentiles `input_p10` … `output_p90`, the reuse of
-        `describe`, and `found_share`: requests that find more than the trace's most frequent first block.
+        `requests`, `rate_per_s` (0 where all come at once), `interarrival_cv`, percentiles `input_p10` …
+        `output_p90`, the reuse of `describe`, and `found_share`: requests that find more than the trace's most
+        frequent first block.
     """
     arrivals = np.array([r.timestamp_ms for r in records]) / 1000
+    jitter_s = quantum_s(arrivals) if jitter_s is None else jitter_s
     jittered = np.sort(arrivals + np.random.default_rng(0).uniform(0, jitter_s, len(arrivals)))
+    span = float(jittered[-1] - jittered[0])
     out = {
         "requests": float(len(records)),
-        "rate_per_s": len(records) / max(float(jittered[-1] - jittered[0]), 1e-9),
+        "rate_per_s": len(records) / span if span > 0 else 0.0,
         "interarrival_cv": interarrival_cv(jittered),
     }
     for name, lengths in (
@@ -67,6 +72,12 @@ def describe_trace(records: Sequence[MooncakeRecord], block_tokens: int, jitter_
         out[f"{name}_mean"] = float(np.mean(lengths))
     blocks = [np.array(r.hash_ids[: r.input_length // block_tokens], np.int64) for r in records]
     return {**out, **reuse(blocks, arrivals), "found_share": float(np.mean(found(blocks) > 1))}
+
+
+def quantum_s(arrivals: NDArray[np.float64]) -> float:
+    """Median step between different stamps where most requests share one, seconds; 0: the stamps are fine enough."""
+    stamps = np.unique(arrivals)
+    return float(np.median(np.diff(stamps))) if 1 < len(stamps) < len(arrivals) / 2 else 0.0
 
 
 def prompt_blocks(workload: RequestList, page_tokens: int) -> list[NDArray[np.int64]]:

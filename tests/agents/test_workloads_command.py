@@ -60,6 +60,9 @@ def test_generate_and_convert_write_traces(tmp_path: Path) -> None:
     found = ran(tmp_path, "convert", str(source), "--from", "azure", "--out", str(cut), "--start-s", "1")
     assert found["format"] == "azure" and found["options"]["start_s"] == 1.0  # type: ignore[index]
     assert [(r.timestamp_ms, r.input_length) for r in read_mooncake(cut, 512)] == [(1500, 700)]
+    text = source.read_text()
+    assert cli.main(["convert", str(source), "--from", "azure", "--out", str(source)]) == 2
+    assert source.read_text() == text, "a source is never overwritten"
 
 
 @pytest.mark.parametrize(

@@ -211,8 +211,14 @@ def test_mooncake_traces_are_cut_and_brought_to_larger_blocks(tmp_path: Path) ->
     first = out.read_bytes()
     write_records(out, joined)
     assert out.read_bytes() == first, "no time stamp of the packing in the file"
-    path.write_text(path.read_text() + "{}\n")
+    sound = path.read_text()
+    path.write_text(sound + "{}\n")
     with pytest.raises(ConversionError, match=r"m\.jsonl:5: timestamp=None"):
+        convert("mooncake", path, ConvertOptions())
+    last = json.loads(sound.splitlines()[0])["hash_ids"][-1]
+    write = {"timestamp": 0, "input_length": 1024, "output_length": 1, "hash_ids": [2**40, last]}
+    path.write_text(sound + json.dumps(write) + "\n")
+    with pytest.raises(ConversionError, match=rf"m\.jsonl:5: hash id {last} stands after {2**40}, earlier"):
         convert("mooncake", path, ConvertOptions())
 
 

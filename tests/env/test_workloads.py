@@ -436,7 +436,7 @@ def test_mooncake_requests_can_be_replayed(library: TraceLibrary, tmp_path: Path
                 record(
                     timestamp=i * 300,
                     input_length=int(s),
-                    hash_ids=[0, *range(i * 1000, i * 1000 + (s - 1) // 512)],
+                    hash_ids=[0, *range(i * 1000 + 1, i * 1000 + 1 + (s - 1) // 512)],
                 )
                 for i, s in enumerate(sizes.tolist())
             )

@@ -54,6 +54,8 @@ class Convert(Command):
         from pikv_env.workloads.statistics import describe_trace
 
         given = {f.name: getattr(self, f.name) for f in fields(ConvertOptions)}
+        if self.out.exists() and self.source.exists() and self.out.samefile(self.source):
+            raise ValueError(f"--out {self.out} is the source itself, which would be lost: name another file")
         records = convert(self.format, self.source, ConvertOptions(**given))
         statistics = describe_trace(records, self.block_tokens)
         write_records(self.out, records)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +45,14 @@ def _row(line: str, where: str, places: list[int]) -> tuple[float, int, int]:
 
 
 def _seconds(text: str, where: str) -> float:
-    """Seconds of a stamp with up to seven digits after the second, or with a zone."""
+    """Seconds of a stamp with any digits after the second, with a zone or without; a zone needs no fraction."""
     try:
         moment, _, rest = text.partition(".")
         digits = len(rest) - len(rest.lstrip("0123456789"))
         fraction = float(f"0.{rest[:digits]}") if digits else 0.0
+        parsed = datetime.fromisoformat(moment + rest[digits:])
         # Without a zone all stamps are taken as of one: only differences count.
-        parsed = datetime.fromisoformat(f"{moment}{rest[digits:] or '+00:00'}")
-        return parsed.timestamp() + fraction
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() + fraction
     except ValueError as error:
         raise ConversionError(f"{where}: TIMESTAMP={text[:60]!r} is no date and time") from error
 

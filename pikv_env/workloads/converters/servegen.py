@@ -15,6 +15,7 @@ import ast
 import json
 import re
 import tarfile
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def _files(source: Path) -> dict[int, dict[str, tuple[str, str]]]:
                 members = [m for m in tar if m.isfile() and _FILE.fullmatch(PurePath(m.name).name)]
                 read = [(PurePath(m.name).name, tar.extractfile(m)) for m in members]
                 entries = [(name, file.read().decode()) for name, file in read if file is not None]
-    except (OSError, EOFError, UnicodeDecodeError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, tarfile.TarError) as error:
         raise ConversionError(f"{source}: cannot be read ({error})") from error
     for name, text in entries:
         if match := _FILE.fullmatch(name):
