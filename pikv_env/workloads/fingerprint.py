@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from pikv_env.workloads.families import Family, Phase
@@ -38,9 +38,25 @@ def fingerprint(family: Family) -> str:
 
 
 def _phases(phases: tuple[Phase, ...]) -> list[Any]:
-    """Phases with weights, shares and rates as shares of their sums: only their proportions act."""
+    """Phases with weights, shares and rates as shares of their sums: only their proportions act.
+
+    A phase that goes on as the one before is one with it.
+    """
+    phases = _joined(phases)
     shares, rates = sum(p.share for p in phases), sum(p.rate for p in phases)
     return [[_round(p.share / shares), _round(p.rate / rates), _mix(p)] for p in phases]
+
+
+def _joined(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """Phases of which no two neighbours have the same mix and rate."""
+    joined = [phases[0]]
+    for phase in phases[1:]:
+        last = joined[-1]
+        if phase.rate == last.rate and _mix(phase) == _mix(last):
+            joined[-1] = replace(last, share=last.share + phase.share)
+        else:
+            joined.append(phase)
+    return tuple(joined)
 
 
 def _mix(phase: Phase) -> dict[str, float]:

@@ -96,6 +96,9 @@ def test_a_fingerprint_counts_what_acts(tmp_path: Path) -> None:
         dataclasses.replace(base, phases=(Phase({k: 2 * w for k, w in base.phases[0].kinds.items()}, rate=3.0),)),
         dataclasses.replace(base, tenants=dataclasses.replace(base.tenants, count=3)),  # the rule does not read it
     ]
+    (phase,) = base.phases
+    halves = (dataclasses.replace(phase, share=0.3), dataclasses.replace(phase, share=0.7))
+    same.append(dataclasses.replace(base, phases=halves))  # two phases that are one
     assert {fingerprint(f) for f in same} == {fingerprint(base)}
     acts = [
         dataclasses.replace(base, phases=(Phase({"facts": 1.0}),)),
