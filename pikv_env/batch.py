@@ -137,6 +137,10 @@ class TraceBatch:
         share = prepared.working_set_bytes / pressure / self.config.ranks
         return max(prepared.floor_bytes, int(share))
 
+    def reached_pressure(self, i: int) -> float:
+        """Pressure that lane `i`'s cap amounts to: below the one asked for where the largest request sets the cap."""
+        return self.prepared(i).working_set_bytes / self.cap_total(i)
+
     def cap_total(self, i: int) -> float:
         """Cap of lane `i` over all ranks, bytes."""
         return float(self.state.cap_bytes[i]) * self.config.ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,8 +62,8 @@ class EnvConfig:
             raise ValueError("families=(): at least one family is needed")
         for name in ("pressure", "load", "lambda1", "lambda2"):
             low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name}=({low}, {high}): allowed 0 < low <= high")
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"{name}=({low}, {high}): allowed 0 < low <= high, both finite")
         if self.load[1] > 0.85:
             raise ValueError(f"load up to {self.load[1]}: at most 0.85, or U has no fair latency")
         for name in ("fidelity_floor", "slo"):
@@ -71,12 +72,16 @@ class EnvConfig:
                 raise ValueError(f"{name}={value}: allowed 0 to 1, or None for no constraint")
         if self.load_of not in (None, "time", "slots"):
             raise ValueError(f"load_of={self.load_of!r}: allowed are 'time', 'slots' and None")
+        for name in ("token_scale", "ranks", "workloads"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be a whole number")
         if self.token_scale < 1 or self.ranks > MOST_RANKS:
             raise ValueError(
                 f"token_scale={self.token_scale}, ranks={self.ranks}: allowed token_scale >= 1, ranks <= {MOST_RANKS}"
             )
-        if self.ranks < 1 or self.workloads < 1 or self.horizon_s <= 0 or self.drain < 0:
+        times = 0 < self.horizon_s < math.inf and 0 <= self.drain < math.inf
+        if self.ranks < 1 or self.workloads < 1 or not times:
             raise ValueError(
                 f"ranks={self.ranks}, workloads={self.workloads}, horizon_s={self.horizon_s}, drain={self.drain}: "
-                "allowed ranks >= 1, workloads >= 1, horizon_s > 0, drain >= 0"
+                "allowed ranks >= 1, workloads >= 1, horizon_s > 0, drain >= 0, both finite"
             )

@@ -29,17 +29,27 @@ def reset_lane(batch: TraceBatch, i: int, options: dict[str, Any] | None) -> Non
         if name not in OPTIONS:
             raise UnknownNameError("reset option", name, list(OPTIONS))
     count = len(batch.pool.prepared)
-    if not 0 <= given.get("workload", 0) < count:
-        raise ValueError(f"workload={given['workload']}: the pool has 0..{count - 1}")
-    if not 0 < given.get("pressure", 1.0) < math.inf:
-        raise ValueError(f"pressure={given['pressure']}: must be positive and finite")
-    if "lambdas" in given and not (len(given["lambdas"]) == 2 and min(given["lambdas"]) > 0):
+    workload, pressure = given.get("workload", 0), given.get("pressure", 1.0)
+    if not (isinstance(workload, int | np.integer) and 0 <= workload < count):
+        raise ValueError(f"workload={workload!r}: the pool has 0..{count - 1}")
+    if not (_is_number(pressure) and 0 < pressure < math.inf):
+        raise ValueError(f"pressure={pressure!r}: must be positive and finite")
+    if "lambdas" in given and not _are_prices(given["lambdas"]):
         raise ValueError(f"lambdas={given['lambdas']}: two positive numbers are wanted (memory, fidelity)")
     batch.reset_lane(i, **given)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number)
+
+
+def _are_prices(value: Any) -> bool:
+    """Whether these are two positive, finite numbers."""
+    return np.shape(value) == (2,) and all(_is_number(one) and 0 < one < math.inf for one in value)
+
+
 def reset_info(batch: TraceBatch, i: int) -> dict[str, Any]:
-    """What lane `i`'s episode is: workload, pressure and cap; where the priced model is not the recorded one, how."""
+    """What lane `i`'s episode is: workload, pressure, cap; where another model than the recorded is priced, how."""
     folding = batch.pool.folding
     told = {"what_if": folding.label()} if folding.what_if else {}
     return {
@@ -47,6 +57,7 @@ def reset_info(batch: TraceBatch, i: int) -> dict[str, Any]:
         "workload": int(batch.workload[i]),
         "family": batch.prepared(i).workload.family,
         "pressure": float(batch.pressure[i]),
+        "pressure_reached": batch.reached_pressure(i),
         "cap_bytes": int(batch.state.cap_bytes[i]),
     }
 

@@ -181,6 +181,7 @@ def _family(family: str, split: str, pressure: float, runs: Runs, headroom: Mapp
         "family": family,
         "split": split,
         "pressure": pressure,
+        "pressure_reached": float(np.mean([o.counters["pressure_reached"] for o in next(iter(runs.values()))])),
         "headroom": known[0]["headroom"] if known else None,
         "policies": {policy: _costs(outcomes) for policy, outcomes in runs.items()},
     }

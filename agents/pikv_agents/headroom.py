@@ -117,6 +117,7 @@ def _row(suite: Suite, family: str, pressure: float, config: HeadroomConfig, sta
         "family": family,
         "split": FAMILIES[family].split,
         "pressure": pressure,
+        "pressure_reached": float(np.mean([o.counters["pressure_reached"] for o in played[CAPPED]])),
         "policies": {name: mean_score(rows) for name, rows in scores.items()},
         "headroom": (tuned_J - float(np.mean(feasible))) / tuned_J,
         "best_heuristic": heuristic,

@@ -176,6 +176,7 @@ def _outcome(batch: TraceBatch, i: int, decided: dict[str, float], timeline: dic
         "conflicts": float(tally[Tally.CONFLICTS]),
         "vetoes": float(tally[Tally.VETOES] / max(1.0, tally[Tally.ASKED])),
         "unfinished": float(s.unfinished[i]),
+        "pressure_reached": batch.reached_pressure(i),
     }
     return Outcome(batch.score(i), worst, counters | decided, timeline)
 

@@ -30,8 +30,10 @@ class Screen:
     def restart(self, env_id: str, episode: dict[str, Any], end_s: float, s: Ledger, lane: int = 0) -> None:
         """Begin to film the episode that `episode` (the info of `reset`) describes, in a ledger's lane."""
         if self.mode is not None:
-            title = f"{env_id}   {episode['family']}   pressure {episode['pressure']:.3g}"
-            self.film.restart(title, end_s)
+            asked, reached = episode["pressure"], episode["pressure_reached"]
+            # The largest request must fit, so a cap may be larger than the pressure asks for.
+            short = f" (asked {asked:.3g})" if reached < 0.99 * asked else ""
+            self.film.restart(f"{env_id}   {episode['family']}   pressure {reached:.3g}{short}", end_s)
             self.film.add(s, lane)
 
     def add(self, s: Ledger, lane: int, objective: Callable[[], float]) -> None:

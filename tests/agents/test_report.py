@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -79,6 +80,16 @@ def test_promotion_needs_a_win_and_no_regression_from_static_tuned(tuned, promot
 def test_only_held_out_families_with_headroom_count(summary):
     assert counted_families(summary["evaluation"]) == ["needle", "mooncake-chat", "regime-shift"]
     assert counted_families(one_family((1, None), {"lru": (1, None)}, headroom=0.02)) == ["facts"]
+
+
+def test_a_pressure_out_of_reach_is_shown(summary):
+    assert [tables.pressure({"pressure": 4.0, "pressure_reached": r}) for r in (4.0, 1.58)] == ["4", "4 (1.6)"]
+    evaluation = copy.deepcopy(summary["evaluation"])
+    evaluation["families"]["needle"]["pressure_reached"] = 0.8
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(tables.families(evaluation))
+    text = console.export_text()
+    assert re.search(r"needle \(test\) +1\.6 \(0\.8\)", text) and re.search(r"regime-shift \(test\) +1\.6 ", text)
 
 
 def test_roles_by_name_or_as_given(summary):

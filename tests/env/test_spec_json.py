@@ -105,6 +105,11 @@ def test_mappings_stand_for_configurations() -> None:
         ({"pressure": [1.0, 2.0, 3.0]}, r"pressure=\[1.0, 2.0, 3.0\]: a number or a pair"),
         ({"load": "high"}, "load='high': a number or a pair"),
         ({"fidelity_floor": 1.5}, "fidelity_floor=1.5: allowed 0 to 1"),
+        ({"lambda1": float("inf")}, r"lambda1=\(inf, inf\): allowed"),
+        ({"drain": float("nan")}, "drain=nan: allowed"),
+        ({"horizon_s": float("inf")}, "horizon_s=inf, drain=0.5: allowed"),
+        ({"token_scale": 2.5}, "token_scale=2.5: must be a whole number"),
+        ({"ranks": 1.5}, "ranks=1.5: must be a whole number"),
     ],
 )
 def test_what_cannot_be_read_is_named(given, message: str) -> None:

@@ -145,6 +145,19 @@ def test_more_pressure_is_a_smaller_cap() -> None:
     assert caps[0] > caps[1] > caps[2]
 
 
+def test_info_tells_a_pressure_that_the_largest_request_keeps_out_of_reach() -> None:
+    for ranks in (1, 2):
+        env = make(ranks=ranks)
+        (met, _), (asked, cap) = (
+            (info["pressure_reached"], info["cap_bytes"])
+            for info in (env.reset(options={"workload": 0, "pressure": p})[1] for p in (0.01, 100.0))
+        )
+        prepared = env.unwrapped.batch.pool.prepared[0]
+        assert met == pytest.approx(0.01, rel=1e-3)
+        assert cap == prepared.floor_bytes and asked < 50
+        assert asked == pytest.approx(prepared.working_set_bytes / (cap * ranks))
+
+
 def test_step_control_takes_the_contract_itself(env) -> None:
     core = env.unwrapped
     neutral = Control.neutral(core.batch.num_groups)
@@ -160,6 +173,9 @@ def test_step_control_takes_the_contract_itself(env) -> None:
     ("options", "message"),
     [
         ({"workload": 99}, "the pool has 0..1"),
+        ({"workload": 0.5}, "workload=0.5: the pool has 0..1"),
+        ({"pressure": "high"}, "pressure='high': must be positive"),
+        ({"lambdas": (float("inf"), 1.0)}, "two positive numbers"),
         ({"pressure": 0.0}, "must be positive"),
         ({"lambdas": (1.0, -1.0)}, "two positive numbers"),
         ({"presure": 1.0}, "did you mean 'pressure'"),

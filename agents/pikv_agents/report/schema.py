@@ -64,6 +64,7 @@ class HeadroomRow(TypedDict):
     family: str
     split: str
     pressure: Number
+    pressure_reached: NotRequired[Number]
     policies: dict[str, Costs]
     headroom: Number
 
@@ -97,6 +98,7 @@ class FamilyEvaluation(TypedDict):
 
     split: str
     pressure: NotRequired[Number | None]
+    pressure_reached: NotRequired[Number | None]
     headroom: NotRequired[Number | None]
     policies: dict[str, PolicyCosts]
 

@@ -57,6 +57,14 @@ def span(value: Sequence[float] | None) -> str:
     return f"{value[0]:.3f}…{value[1]:.3f}" if value else "–"
 
 
+def pressure(row: Mapping[str, Any]) -> str:
+    """Pressure asked, and in brackets the one reached, where caps that hold the largest request keep it lower."""
+    asked, reached = row.get("pressure"), row.get("pressure_reached")
+    if asked is None:
+        return "–"
+    return f"{asked:g}" if reached is None or reached >= 0.99 * asked else f"{asked:g} ({reached:.2g})"
+
+
 def coverage(rows: Sequence[CoverageRow]) -> Table:
     """Share of far attention mass by layer, budget and router."""
     routers = ("gate", "centroid", "random", "best")
@@ -71,13 +79,13 @@ def coverage(rows: Sequence[CoverageRow]) -> Table:
 def headroom(rows: Sequence[HeadroomRow]) -> Table:
     """J by family and reference policy, and what could still be gained."""
     policies = list(dict.fromkeys(policy for row in rows for policy in row["policies"]))
-    caption = f"families under {LEAST_HEADROOM:.0%} headroom are dim and do not count"
+    caption = f"pressure asked (reached); families under {LEAST_HEADROOM:.0%} headroom are dim and do not count"
     right = ("pressure", *(policy.replace("_", "\n") for policy in policies), "headroom")
     table = plain_table("Headroom: J by family", ("family",), right, caption)
     for row in rows:
         values = [number(row["policies"].get(policy, {}).get("J"), 2) for policy in policies]
         style = "" if row["headroom"] >= LEAST_HEADROOM else "dim"
-        table.add_row(row["family"], f"{row['pressure']:g}", *values, percent(row["headroom"]), style=style)
+        table.add_row(row["family"], pressure(row), *values, percent(row["headroom"]), style=style)
     return table
 
 
@@ -97,13 +105,13 @@ def evaluation(section: Evaluation) -> Table:
 def families(section: Evaluation) -> Table:
     """Every policy on every family, with the parts of J."""
     right = ("J", "95% interval", "latency", "memory", "fidelity", "worst")
-    caption = "latency: L / L_U; memory: M; fidelity: F; worst: loss of the worst request"
-    table = plain_table("Evaluation by family: less J is better", ("family", "policy"), right, caption)
+    caption = "pressure asked (reached); latency: L / L_U; memory: M; fidelity: F; worst: loss of the worst request"
+    table = plain_table("Evaluation by family: less J is better", ("family", "pressure", "policy"), right, caption)
     for family, block in section["families"].items():
         ordered = sorted(block["policies"].items(), key=lambda item: item[1]["J"])
         for place, (policy, row) in enumerate(ordered):
             table.add_row(
-                f"{family} ({block['split']})" if place == 0 else "", policy,
+                *((f"{family} ({block['split']})", pressure(block)) if place == 0 else ("", "")), policy,
                 number(row["J"]), span(row.get("ci95")), number(row["latency"]), number(row["memory"]),
                 number(row["fidelity"], 4), number(row.get("worst_request"), 2),
                 style=_STYLES[role(section, policy)], end_section=place == len(ordered) - 1,
