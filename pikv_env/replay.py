@@ -50,8 +50,10 @@ class Replayer:
         """
         try:
             batch = self._start(record)
-        except (KeyError, TypeError, IndexError) as error:
-            raise RecordError(f"its header is not whole: {error!r}") from None
+        except RecordError:
+            raise
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise RecordError(f"its header is not whole or sound: {error!r}") from None
         difference = _play(record, batch)
         final = episode_info(batch, 0)["episode_cost"]
         difference = difference or _first_difference(record.final, final)

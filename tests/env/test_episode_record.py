@@ -137,6 +137,7 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(record, tmp_path, dama
         (_header(pool_env={"families": ["facts-poison"]}), "cannot be made here.*did you mean 'facts-poisson'"),
         (_header(episode={"workload": 77}), "workload 77: its configuration prepares 2"),
         (_header(episode={}), "its header is not whole"),
+        (lambda r: _header(episode={**r.header["episode"], "pressure": "high"})(r), "not whole or sound.*'high'"),
         (lambda r: replace(r, control_groups=r.control_groups[:, :4]), "4 control groups"),
     ],
 )
