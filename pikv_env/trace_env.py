@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.error import ResetNeeded
 
 from pikv_env.batch import TraceBatch
@@ -71,7 +72,8 @@ class TraceEnv(Specified, gym.Env[Array, Actions]):
         batch = self.batch
         if batch.done[0]:
             raise ResetNeeded("the episode is over (or none was started): call reset()")
-        self.spaces.write(action[None], batch.groups, batch.globals, batch.control_groups, batch.control_globals)
+        actions = np.asarray(action)[None]
+        self.spaces.write(actions, batch.groups, batch.globals, batch.control_groups, batch.control_globals)
         return self._advance()
 
     def step_control(self, control: Control) -> tuple[Array, float, bool, bool, dict[str, Any]]:

@@ -158,6 +158,14 @@ def test_info_tells_a_pressure_that_the_largest_request_keeps_out_of_reach() -> 
         assert asked == pytest.approx(prepared.working_set_bytes / (cap * ranks))
 
 
+def test_an_action_may_be_a_list(env) -> None:
+    action, rewards = env.action_space.sample(), []
+    for given in (action, action.tolist()):
+        env.reset(seed=4)
+        rewards.append(env.step(given)[1])
+    assert rewards[0] == rewards[1]
+
+
 def test_step_control_takes_the_contract_itself(env) -> None:
     core = env.unwrapped
     neutral = Control.neutral(core.batch.num_groups)
