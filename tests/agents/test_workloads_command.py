@@ -37,6 +37,12 @@ def test_show_draws_by_the_seed_and_describes(tmp_path: Path, capsys: pytest.Cap
     assert figure.read_bytes()[:4] == b"\x89PNG"
     assert first == ran(tmp_path, *given) and first["statistics"]["requests"] > 50  # type: ignore[index]
     assert ran(tmp_path, *given, "--seed", "1")["statistics"] != first["statistics"]
+    priced = ("--profile", "h100-nvlink8", "--geometry", "qwen3-30b-a3b", "--ranks", "2")
+    rates = [
+        ran(tmp_path, *given, *priced, "--token-scale", s)["statistics"]["rate_per_s"]  # type: ignore[index]
+        for s in ("1", "8")
+    ]
+    assert rates[0] > 4 * rates[1], "a request of eight times the tokens takes about eight times as long"
 
 
 def test_what_is_drawn_over_time_adds_up() -> None:

@@ -29,13 +29,17 @@ class Workloads(Command):
     seed: int = 0
     """Of the workload or trace."""
     load: float = 0.5
-    """show: share of compute offered."""
+    """show: share offered of the machine's time, or on GPU profiles of its slots."""
     horizon_s: float = 1800.0
     """show: seconds of arrivals."""
     profile: str = "cpu-gloo"
     """show: machine by whose prices the load is a share of its capacity."""
     geometry: str = "embedded"
     """show: model that is priced."""
+    token_scale: int = 1
+    """show: tokens of that model that one recorded token stands for."""
+    ranks: int = 1
+    """show: ranks that the model is spread over."""
     library: Path | None = None
     """show: trace library; by default the built-in one."""
     figure: Path | None = None
@@ -81,7 +85,8 @@ class Workloads(Command):
         from pikv_env.workloads import FAMILIES, describe, make_workload
 
         family, library = FAMILIES[self.name], open_library(self.library)
-        config = environment(self.profile, self.geometry, quick=False, horizon_s=self.horizon_s)
+        machine = {"ranks": self.ranks, "token_scale": self.token_scale}
+        config = environment(self.profile, self.geometry, quick=False, horizon_s=self.horizon_s, **machine)
         service_s = Capacity.of(config, folding_of(library, config)).service_s
         workload = make_workload(family, library, self.seed, self.horizon_s, self.load, service_s)
         statistics = describe(workload, library.page_tokens)
@@ -89,7 +94,7 @@ class Workloads(Command):
         console.print(f"[bold]{family.id}[/] ({family.split}): {family.description}")
         for name in ("contents", "arrivals", "sharing", "classes", "source", "licence", "fingerprint"):
             console.print(f"  {name:<12}{_text(told[name])}")
-        title = f"seed {self.seed}, load {self.load:g}, {self.horizon_s:g} s on {self.profile}"
+        title = f"seed {self.seed}, load {self.load:g}, {self.horizon_s:g} s on {self.profile}, {self.geometry}"
         console.print(f"\n{title}")
         console.print(tables.plain_statistics(statistics))
         if workload.requests:
@@ -100,7 +105,7 @@ class Workloads(Command):
                 raise ValueError(f"figure={str(self.figure)!r}: no request within {self.horizon_s:g} s to draw")
             console.print(f"figure: {save(workload_figure.draw(workload, library.page_tokens), self.figure)}")
         return told | {"seed": self.seed, "load": self.load, "horizon_s": self.horizon_s,
-                       "profile": self.profile, "geometry": self.geometry,
+                       "profile": self.profile, "geometry": self.geometry, **machine,
                        "statistics": statistics}  # fmt: skip
 
     def _generate(self) -> dict[str, Any]:
