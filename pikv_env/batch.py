@@ -19,7 +19,7 @@ from pikv_env.snapshot import OWN, LaneState, restore_lane, save_lane
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import GLOBAL_CONTROLS, GLOBAL_FEATURES, GROUP_CONTROLS, GROUP_FEATURES, Control
 from pikv_runtime.ledger import Tally, clear, close, copy_requests, write_telemetry
-from pikv_runtime.ledger.drive import Bank, enforce, run_interval
+from pikv_runtime.ledger.drive import Bank, run_interval, stage
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import F4, Ledger
 from pikv_runtime.objective import Score, charges, denominators, score, weigh
@@ -29,12 +29,15 @@ Floats = NDArray[np.float64]
 
 
 @jit
-def step_lanes(s: Ledger, low: int, high: int, bank: Bank, limit_s, groups: F4, globals_: F4, done) -> None:  # type: ignore[no-untyped-def]
-    """Enforce the controls, run one interval and write telemetry for lanes [low, high) that are not over."""
+def step_lanes(  # type: ignore[no-untyped-def]
+    s: Ledger, low: int, high: int, bank: Bank, limit_s, asked_groups: F4, asked_globals: F4, groups: F4, globals_: F4,
+    done,
+) -> None:  # fmt: skip
+    """Stage the asked controls, run one interval and write telemetry for lanes [low, high) that are not over."""
     for i in range(low, high):
         if done[i]:
             continue
-        enforce(s, i)
+        stage(s, i, asked_groups[i], asked_globals[i])
         done[i] = run_interval(s, i, bank, limit_s[i])
         write_telemetry(s, i, groups[i], globals_[i])
 
@@ -119,6 +122,7 @@ class TraceBatch:
         clear(self.state, i)
         copy_requests(self.state, i, self.pool.store, int(self.workload[i]))
         self.state.cap_bytes[i] = self.cap_for(prepared, float(self.pressure[i]))
+        self.state.host_cap[i] = config.host_bytes(int(self.state.cap_bytes[i]))
         self.state.lambdas[i] = prices if lambdas is None else lambdas
         self.scale[i] = denominators(prepared.reference, self.cap_total(i))
         self.limit_s[i] = config.horizon_s * (1 + config.drain)
@@ -148,8 +152,6 @@ class TraceBatch:
     def step(self) -> Floats:
         """Run one interval under `control_groups` and `control_globals` (clipped here); rewards (n,)."""
         self._legalise()
-        self.state.control_groups[:] = self.control_groups
-        self.state.control_globals[:] = self.control_globals
         running = ~self.done
         self._run()
         for i in np.flatnonzero(self.done & running):
@@ -195,7 +197,8 @@ class TraceBatch:
             self._workers.shutdown()
 
     def _run(self) -> None:
-        args = (self.bank, self.limit_s, self.groups, self.globals, self.done)
+        asked = (self.control_groups, self.control_globals)
+        args = (self.bank, self.limit_s, *asked, self.groups, self.globals, self.done)
         if self._workers is None:
             step_lanes(self.state, 0, self.num_envs, *args)
             return

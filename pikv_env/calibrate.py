@@ -54,6 +54,7 @@ UNITS: dict[Price, str] = {
     Price.COLLECTIVE: "collective",
     Price.QUERY_BYTES: "query row, layer and remote rank",
     Price.DECISION: "decision",
+    Price.HOST_BYTE: "byte between device and host",
 }
 
 
@@ -210,11 +211,13 @@ def _profile(model: Any, prices: F8, error: float, iterations: int, name: str, s
     priced["collective"], priced["link_byte"] = microbench.link_prices() if links else _shipped_links()
     priced["query_bytes"] = float(geometry.query_bytes())
     priced["decision"] = microbench.decision_price(geometry, now)
+    priced["host_byte"] = microbench.host_price(geometry, RuntimeConfig().page_tokens, next(model.parameters()).device)
     return Profile(
         name=name,
         geometry="embedded" if source == "embedded" else geometry.name,
         source=f"pikv calibrate: {iterations} iterations of {source} served on one core of {_cpu_name()}, timed in "
-        f"{clock} time; links: gloo between two processes; load average {load:.1f} on {os.cpu_count()} cores",
+        f"{clock} time; links: gloo between two processes; host_byte: copies of native pages; load average {load:.1f} "
+        f"on {os.cpu_count()} cores",
         date=datetime.date.today().isoformat(),
         fit_error=round(error, 4),
         prices_s={p.name.lower(): _round(priced[p.name.lower()]) for p in Price},

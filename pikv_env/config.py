@@ -11,6 +11,7 @@ from pikv_runtime.objective import LAMBDA1, LAMBDA2
 
 TRAIN_FAMILIES = ("facts-poisson", "code-bursty", "prose-diurnal", "copy-onoff")
 
+MOST_HOST = 1000.0
 MOST_RANKS = 127  # the ledger keeps a page's rank in one signed byte
 
 
@@ -35,6 +36,8 @@ class EnvConfig:
     """Working set (at int8, the lowest harmless codec) over the cap; drawn log-uniformly."""
     load: tuple[float, float] = (0.4, 0.7)
     """Share of capacity that the workload offers."""
+    host: float = 0.0
+    """Host memory of each rank for evicted cached blocks, over its cap on the device; 0: `runtime.host_bytes`."""
     load_of: Literal["time", "slots"] | None = None
     """What `load` is a share of: the machine's time, or its slots. None: slots where the profile is hardware constants,
     whose decoding is bound by weights, so that one request keeps the machine busy; else time."""
@@ -55,7 +58,7 @@ class EnvConfig:
     runtime: RuntimeConfig = field(
         default_factory=lambda: RuntimeConfig(codec="bf16", read="sparse", router="centroid", slots=16, blocks=4096)
     )
-    """The runtime that is simulated; its `cap_bytes` is set by the pressure."""
+    """The runtime that is simulated; its `cap_bytes` is set by the pressure, and `host_bytes` by `host` where given."""
 
     def __post_init__(self) -> None:
         if not self.families:
@@ -70,6 +73,10 @@ class EnvConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: allowed 0 to 1, or None for no constraint")
+        if not 0 <= self.host <= MOST_HOST:
+            raise ValueError(f"host={self.host}: allowed 0 to {MOST_HOST:g}, host memory over the cap on the device")
+        if self.host > 0 and self.runtime.host_bytes:
+            raise ValueError(f"host={self.host} and runtime.host_bytes={self.runtime.host_bytes}: give one of them")
         if self.load_of not in (None, "time", "slots"):
             raise ValueError(f"load_of={self.load_of!r}: allowed are 'time', 'slots' and None")
         for name in ("token_scale", "ranks", "workloads"):
@@ -85,3 +92,7 @@ class EnvConfig:
                 f"ranks={self.ranks}, workloads={self.workloads}, horizon_s={self.horizon_s}, drain={self.drain}: "
                 "allowed ranks >= 1, workloads >= 1, horizon_s > 0, drain >= 0, both finite"
             )
+
+    def host_bytes(self, cap_bytes: int) -> int:
+        """Host memory of a rank whose cap on the device is `cap_bytes`; 0: no host tier."""
+        return int(self.host * cap_bytes) if self.host > 0 else self.runtime.host_bytes or 0

@@ -35,6 +35,7 @@ _POWERS: dict[Price, tuple[int, int]] = {
     Price.COLLECTIVE: (1, 1),  # two a layer and iteration
     Price.QUERY_BYTES: (1, 1),  # f layers, s query rows
     Price.DECISION: (0, 0),
+    Price.HOST_BYTE: (0, 0),  # like a byte between ranks
 }
 
 

@@ -1,4 +1,5 @@
-"""Micro-benchmarks of single prices: page reads, page selection, encoding, links between processes, decisions."""
+"""Micro-benchmarks of single prices: page reads, page selection, encoding, links between processes, copies to host
+memory, decisions."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pikv_kernels import PagePool, encode, paged_decode_attention, reencode
+from pikv_runtime.cache import PagedStore
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.contract import Control, Telemetry, clip_control
 from pikv_runtime.controllers import make_policy
@@ -103,6 +105,20 @@ def decision_price(g: Geometry, now: Clock) -> float:
             clip_control(out)
 
     return fastest(work, now) / 20
+
+
+def host_price(g: Geometry, page_tokens: int, device: torch.device) -> float:
+    """Seconds per byte to move pages between the device and host memory, mean of out and back."""
+    store = PagedStore(1, g.kv_heads, g.head_dim, page_tokens, torch.float32, MANY, device)
+    blocks = np.arange(MANY, dtype=np.int32)
+    store.open(0, blocks)
+
+    def there_and_back() -> None:
+        store.swap_out(0, blocks)
+        store.swap_in(0, blocks)
+
+    # Wall time: where the device is a GPU, the copies do not take the process's own.
+    return fastest(there_and_back, time.perf_counter) / (2 * MANY * store.page_bytes(0))
 
 
 def link_prices(timeout_s: float = 20.0) -> tuple[float, float]:

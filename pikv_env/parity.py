@@ -16,17 +16,18 @@ from pikv_env.trace_env import TraceEnv
 from pikv_runtime import ledger as L
 from pikv_runtime.contract import clip_control
 from pikv_runtime.controllers import make_policy
-from pikv_runtime.ledger.drive import Bank, enforce, next_event_s, replay_signals
+from pikv_runtime.ledger.drive import Bank, next_event_s, put_into_force, replay_signals, stage
 from pikv_runtime.ledger.state import Ledger
 from pikv_runtime.objective import LAMBDA1, LAMBDA2
 from pikv_runtime.policy.base import Policy
 
 # What must agree after every iteration: bytes, hits, victims (who holds which page in which codec), clocks.
 COMPARED = (
-    "clock_s", "interval_end_s", "tally", "bytes_rank", "cached_bytes", "free_count",
+    "clock_s", "interval_end_s", "tally", "bytes_rank", "cached_bytes", "host_bytes", "free_count",
+    "control_groups", "control_globals", "staged_s",
     "slot_request", "slot_owner", "slot_tokens", "page_block", "page_live", "page_ghost",
     "page_mass", "page_reads", "page_last_s",
-    "block_hash", "block_cached", "block_refs", "block_codec", "block_rank", "block_tag",
+    "block_hash", "block_cached", "block_host", "block_refs", "block_codec", "block_rank", "block_tag",
     "req_status", "req_hit_tokens", "req_preempted", "req_first_s", "req_finish_s", "req_loss",
 )  # fmt: skip
 
@@ -45,6 +46,7 @@ def first_difference(a: Ledger, b: Ledger) -> str | None:
 
 def _simulated_step(s: Ledger, bank: Bank, end_s: float) -> None:
     """One iteration of the trace environment's loop, as `drive.run_interval` makes it."""
+    put_into_force(s, 0)
     if L.plan(s, 0) == 0:
         L.advance(s, 0, max(1e-9, next_event_s(s, 0, end_s) - s.clock_s[0]))
         return
@@ -105,8 +107,7 @@ class Lockstep:
         control, own = self.policies[0].decide(self.trace.telemetry), self.policies[1].decide(self.engine.telemetry())
         for one in (control, own):
             clip_control(one)
-        self.state.control_groups[0], self.state.control_globals[0] = control.groups, control.globals
-        enforce(self.state, 0)
+        stage(self.state, 0, control.groups, control.globals)
         self.engine.enforce(own)
         same = np.array_equal(control.groups, own.groups) and np.array_equal(control.globals, own.globals)
         return None if same else "control"

@@ -14,10 +14,11 @@ from pikv_env.folding import Folding
 from pikv_env.traces.library import TraceLibrary
 from pikv_env.workloads import make_workload
 from pikv_env.workloads.families import FAMILIES, Family
+from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.ledger import build, load_requests, observations, pages_needed, set_classes
 from pikv_runtime.ledger.drive import MOST_BUSY, Bank, SaturatedError, reference_run
 from pikv_runtime.ledger.setup import Shape
-from pikv_runtime.ledger.state import INT8, NATIVE, Ledger
+from pikv_runtime.ledger.state import INT8, NATIVE, NO_CAP, Ledger
 from pikv_runtime.objective import Reference
 from pikv_runtime.profiles import load_geometry, load_profile
 from pikv_runtime.requests import BATCH, INTERACTIVE, RequestList, distinct_blocks
@@ -101,7 +102,7 @@ class WorkloadPool:
     def ledger(self, lanes: int, requests: int | None = None, blocks: int | None = None) -> Ledger:
         """A ledger wide enough for every workload of the pool, or for `requests` requests and `blocks` block slots."""
         state = build(
-            replace(self.config.runtime, blocks=self.blocks if blocks is None else blocks),
+            self._runtime(self.blocks if blocks is None else blocks),
             self.shape,
             self.classes,
             lanes=lanes,
@@ -112,10 +113,17 @@ class WorkloadPool:
         state.prices[:] = self.prices
         return state
 
+    def _runtime(self, blocks: int) -> RuntimeConfig:
+        """The simulated runtime; where its host tier is a multiple of the cap, lanes are told how large it is."""
+        host = NO_CAP if self.config.host > 0 else self.config.runtime.host_bytes
+        return replace(self.config.runtime, blocks=blocks, host_bytes=host)
+
     def _block_slots(self) -> int:
-        """Block slots of a lane: under the largest cap, bytes must run out before slots do (down to int8 pages)."""
+        """Block slots of a lane: under the largest cap, bytes must run out before slots do (down to int8 pages), on
+        the device and in the host."""
         block_bytes = self.shape.layers * int(self.store.codec_bytes[INT8])
         caps = [max(p.working_set_bytes / self.config.pressure[0], p.floor_bytes) for p in self.prepared]
+        caps = [cap + self.config.host_bytes(int(cap)) for cap in caps]
         most = max(distinct_blocks(p.workload.requests) for p in self.prepared)
         running = self.config.runtime.slots * self.pages + 1
         return running + min(most, math.ceil(max(caps) * self.config.ranks / block_bytes))

@@ -101,7 +101,12 @@ class RuntimeEnv(Specified, gym.Env[Array, Actions]):
         prepared = self.batch.prepared(0)
         cap, lambdas = int(self.batch.state.cap_bytes[0]), self.batch.state.lambdas[0]
         self.engine = Engine(
-            config=replace(self.config.runtime, cap_bytes=cap, blocks=self.batch.pool.blocks),
+            config=replace(
+                self.config.runtime,
+                cap_bytes=cap,
+                host_bytes=self.config.host_bytes(cap),
+                blocks=self.batch.pool.blocks,
+            ),
             prices=self.batch.pool.prices,
             signals=self.batch.bank if self._recorded else None,
             lambdas=(float(lambdas[0]), float(lambdas[1])),

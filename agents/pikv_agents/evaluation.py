@@ -34,8 +34,9 @@ RIVALS: dict[str, str] = {
 }
 """What a learned policy is compared with, besides static-global and static-tuned."""
 Runs = dict[str, list[Outcome]]
-ENV_FIELDS = ("profile", "geometry", "token_scale", "ranks", "horizon_s", "drain", "load")
-"""What of the environment an evaluation records, so that it can be repeated; the runtime is the default one."""
+ENV_FIELDS = ("profile", "geometry", "token_scale", "ranks", "host", "horizon_s", "drain", "load")
+"""What of the environment an evaluation records, so that it can be repeated; the runtime is the default one, but for
+the control latency that is recorded beside them."""
 
 
 def evaluate(
@@ -123,7 +124,8 @@ def priced(suite: Suite) -> dict[str, Any]:
 
     folding = folding_of(suite.library, suite.config)
     told = {"what_if": folding.label()} if folding.what_if else {}
-    return {"env": {name: getattr(suite.config, name) for name in ENV_FIELDS}, **told}
+    env = {name: getattr(suite.config, name) for name in ENV_FIELDS}
+    return {"env": {**env, "control_latency_s": suite.config.runtime.control_latency_s}, **told}
 
 
 def starts(policies: Mapping[str, PolicyLike]) -> list[str]:

@@ -29,6 +29,8 @@ def live_pool(
     load: float,
     horizon_s: float,
     profile: str = "cpu-gloo",
+    host: float = 0.0,
+    control_latency_s: float = 0.0,
 ) -> WorkloadPool:
     """One workload of `family`, with prompts, its reference U and its working set.
 
@@ -37,15 +39,15 @@ def live_pool(
         ValueError: the traces hold no prompts of the family's kinds, the family has no text to serve, or a number is
             out of range.
     """
-    from pikv_agents.commands.options import playable
+    from pikv_agents.commands.options import late, playable
 
     traces = resolve_library(library)
     playable((family,), traces)
     check_text((family,))
     config = EnvConfig(
-        families=(family,), horizon_s=horizon_s, load=(load, load), workloads=1, ranks=ranks, profile=profile
+        families=(family,), horizon_s=horizon_s, load=(load, load), workloads=1, ranks=ranks, profile=profile, host=host
     )
-    return WorkloadPool(traces, config, seed)
+    return WorkloadPool(traces, late(config, control_latency_s), seed)
 
 
 def predicted(pool: WorkloadPool, policy: str, pressure: float) -> LiveRow:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pikv_env.batch import TraceBatch
 from pikv_runtime.contract import GlobalControl, GlobalFeature, GroupControl
-from pikv_runtime.ledger.state import CODECS, Tally
+from pikv_runtime.ledger.state import CODECS, ON_DEVICE, Tally
 
 _CONTROLS = ("mean_ratio", "evict_fraction", "fan_out", "cached_share", "r_pressure")
 _STATES = (*CODECS, "cached")
@@ -48,7 +48,7 @@ def _pages(batch: TraceBatch, i: int) -> dict[str, float]:
     """Pages and their share of the cap, by codec where live, together where cached."""
     s = batch.state
     cap = float(s.cap_bytes[i]) * s.ranks
-    codec = s.block_codec[i]
+    codec = np.where(s.block_host[i][:, None] == ON_DEVICE, s.block_codec[i], -1)
     cached = (s.block_cached[i] == 1)[:, None] & (codec >= 0)
     live = (codec >= 0) & ~cached
     row: dict[str, float] = {}

@@ -23,7 +23,8 @@ COMMITS = "aiconfigurator at 095f58a, Vidur at 7d47513"
 EFFICIENCIES = (
     "memory efficiency and launch time: aiconfigurator's systems files (0.8 of peak, 3 µs a kernel); arithmetic "
     "efficiency: 0.4, the 38-43 % of bf16 peak of arXiv 2407.21783; 10 kernels a layer and 0.9 of memory are our "
-    "assumptions; decision: measured for cpu-gloo"
+    "assumptions; decision: measured for cpu-gloo; host memory: half of the data sheet's two-way PCIe bandwidth, 0.8 "
+    "of it reached (our assumption)"
 )
 
 
@@ -41,6 +42,8 @@ class Machine:
     table: str
     """NCCL table, without its ending."""
     ranks: tuple[int, ...] = (2, 4, 8)
+    host_bytes_s: float = 64e9
+    """PCIe 5.0 x16: 128 GB/s both ways together in the data sheets of H100, H200 and B200 systems."""
     vidur: str = ""
     """Folder of Vidur's archive with point-to-point times; empty: none."""
 
@@ -55,6 +58,8 @@ class Machine:
             flops=self.flops,
             flops_8bit=self.flops_8bit,
             flops_efficiency=0.4,
+            host_bytes_s=self.host_bytes_s,
+            host_efficiency=0.8,
             launch_s=3e-6,
             launches_per_layer=10,
             decision_s=load_profile("cpu-gloo").prices_s["decision"],
@@ -69,6 +74,7 @@ MACHINES = {
     "a100-nvlink8": Machine(
         "A100 SXM 80GB", 80 * GIB, 2.039e12, 312e12, 312e12, "NVIDIA A100 data sheet (no FP8)",
         "a100_sxm_comm_nccl_2.27.3_nccl_perf",
+        host_bytes_s=32e9,  # PCIe 4.0 x16: 64 GB/s both ways together
         vidur="a100_dgx",
     ),
     "h100-nvlink8": Machine(
@@ -88,6 +94,7 @@ MACHINES = {
         "L40S 48GB", 46068 * 2.0**20, 0.864e12, 362.05e12, 733e12, "NVIDIA L40S data sheet",
         "l40s_comm_nccl_2.27.3_nccl_perf",
         ranks=(2, 4),
+        host_bytes_s=32e9,
     ),
 }  # fmt: skip
 

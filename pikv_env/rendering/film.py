@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pikv_runtime.contract import GlobalControl, GroupControl
 from pikv_runtime.ledger import Ledger, Status, Tally
+from pikv_runtime.ledger.state import ON_DEVICE
 
 States = NDArray[np.uint8]
 
@@ -64,6 +65,7 @@ def page_states(s: Ledger, lane: int = 0) -> States:
     codec = s.block_codec[lane]
     states = (codec + 1).astype(np.uint8)
     states[(s.block_cached[lane] == 1)[:, None] & (codec >= 0)] = CACHED
+    states[s.block_host[lane] != ON_DEVICE] = FREE
     for r in np.flatnonzero(s.slot_request[lane] >= 0):
         count = int(s.slot_pages[lane, r])
         blocks = np.asarray(s.page_block[lane, r, :count])

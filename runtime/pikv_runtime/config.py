@@ -32,6 +32,8 @@ class RuntimeConfig:
     """Order of eviction and demotion where no policy gives utility weights."""
     cap_bytes: int | None = None
     """Hard cap on KV bytes of each rank; None: no cap."""
+    host_bytes: int | None = None
+    """Host memory of each rank for cached blocks that leave the device; None or 0: they are dropped."""
     read: Literal["exact", "sparse"] = "exact"
     """`exact` reads all resident pages; `sparse` reads the always-on set and the read set."""
     sink_pages: int = 1
@@ -46,6 +48,8 @@ class RuntimeConfig:
     """Most tokens in one iteration: decoding requests first, prompt chunks with the rest."""
     interval_s: float = 2.0
     """Span of model time between two decisions."""
+    control_latency_s: float = 0.0
+    """Time from a decision until its control comes into force: telemetry and decision have to travel."""
     observe_tokens: int = 32
     """A request's attention mass is observed once in so many of its decode steps."""
     observe: Literal["drawn", "first"] = "drawn"
@@ -55,7 +59,8 @@ class RuntimeConfig:
     share_lossy: bool = False
     """Whether blocks of lossy lineage may be shared."""
     blocks: int = 4096
-    """Least block slots: metadata of so many blocks has room. Without a cap there are enough for all that is served."""
+    """Least block slots: metadata of so many blocks has room, on the device and in the host. Without a cap there are
+    enough for all that is served."""
 
     def __post_init__(self) -> None:
         _choice("layout", self.layout, ("position",))
@@ -72,8 +77,15 @@ class RuntimeConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.cap_bytes is not None and self.cap_bytes < 1:
             raise ValueError(f"cap_bytes={self.cap_bytes}: must be positive, or None for no cap")
-        if self.interval_s <= 0:
+        if self.host_bytes is not None and self.host_bytes < 0:
+            raise ValueError(f"host_bytes={self.host_bytes}: must not be negative; 0 or None for no host tier")
+        if not self.interval_s > 0:
             raise ValueError(f"interval_s={self.interval_s}: must be positive")
+        if not 0 <= self.control_latency_s <= self.interval_s:
+            raise ValueError(
+                f"control_latency_s={self.control_latency_s}: allowed 0 to interval_s={self.interval_s}: later, a "
+                "control would be overtaken by the next one"
+            )
         if not 0 <= self.audit_share <= 1:
             raise ValueError(f"audit_share={self.audit_share}: allowed 0..1")
         if self.max_batch_tokens < self.slots:

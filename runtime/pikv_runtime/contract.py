@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-CONTRACT_VERSION = "0.1"
+CONTRACT_VERSION = "0.2"
 RATIO_MAX = 4.0  # asked mean compression ratio; the ladder's own end (about 3.4 for int4) clips it further
 EVICT_MAX = 0.5  # largest share of a group's evictable live bytes freed in one interval
 CLASSES = 2  # service classes a workload may use; fidelity loss is told per class
@@ -114,6 +114,9 @@ GLOBAL_FEATURES = _columns(
     ("price_link", "log2 ratio", -24, 24, "moving one top-rung page over one decode step; -24 with one rank"),
     ("lambda1", "log2", -12, 12, "price of memory"),
     ("lambda2", "log2", -12, 12, "price of lost fidelity"),
+    ("host_share", "share of host cap", 0, 1, "host bytes of evicted blocks; 0 without a host tier"),
+    ("host_hit_rate", "share of tokens", 0, 1, "moving share of prompt tokens found in the host"),
+    ("price_host", "log2 ratio", -24, 24, "moving one top-rung page to the host over one decode step; -24 without one"),
 )
 
 
@@ -155,6 +158,9 @@ class GlobalFeature(IntEnum):
     PRICE_LINK = 32
     LAMBDA1 = 33
     LAMBDA2 = 34
+    HOST_SHARE = 35
+    HOST_HIT_RATE = 36
+    PRICE_HOST = 37
 
 
 GROUP_CONTROLS = _columns(

@@ -21,6 +21,7 @@ TIME_PARTS = {
     "attention": Tally.ATTENTION_S,
     "codec": Tally.CODEC_S,
     "link": Tally.LINK_S,
+    "host": Tally.HOST_S,
     "decision": Tally.DECISION_S,
 }
 COUNTERS = {
@@ -38,6 +39,10 @@ COUNTERS = {
     "asked": Tally.ASKED,
     "vetoes": Tally.VETOES,
     "link_bytes": Tally.LINK_BYTES,
+    "host_hit_tokens": Tally.HOST_HIT_TOKENS,
+    "host_out_blocks": Tally.HOST_OUT_BLOCKS,
+    "host_in_blocks": Tally.HOST_IN_BLOCKS,
+    "host_bytes": Tally.HOST_BYTES,
 }
 
 
@@ -78,7 +83,7 @@ class CostBreakdown:
     waiting_s: float
     """Request-seconds from arrival to first token (or until now)."""
     time_s: dict[str, float]
-    """Parts of `busy_s`, by name; codec and link also count what the next iteration will pay."""
+    """Parts of `busy_s`, by name; codec, link and host also count what the next iteration will pay."""
     ttft_s: Floats = field(repr=False)
     """(N,) arrival to first token."""
     tpot_s: Floats = field(repr=False)
@@ -87,6 +92,8 @@ class CostBreakdown:
     resident_bytes_peak: float
     resident_bytes_by_rank: list[int]
     """At the moment."""
+    host_bytes_mean: float
+    """Of evicted blocks in host memory, all ranks; no part of the resident bytes, nor of M."""
     audit_bytes: int
     """Most bytes of exact shadows at a time, kept beside the cache on this process's ranks; 0 in traces."""
     hit_share: float
@@ -131,6 +138,7 @@ def breakdown(s: Ledger, lane: int = 0, reference: Reference | None = None, audi
         resident_bytes_mean=float(tally[Tally.BYTE_SECONDS]) / clock_s if clock_s > 0 else 0.0,
         resident_bytes_peak=float(tally[Tally.PEAK_BYTES]),
         resident_bytes_by_rank=s.bytes_rank[lane].tolist(),
+        host_bytes_mean=float(tally[Tally.HOST_BYTE_SECONDS]) / clock_s if clock_s > 0 else 0.0,
         audit_bytes=audit_bytes,
         hit_share=_ratio(tally[Tally.HIT_TOKENS], tally[Tally.PROMPT_TOKENS], 0.0),
         wished_mass_share=_ratio(tally[Tally.HIT_MASS], tally[Tally.WISHED_MASS], 1.0),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pikv_runtime import ledger as L
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.contract import Control, Telemetry, clip_control
-from pikv_runtime.ledger.drive import Bank, enforce, next_event_s, reference_run, replay_signals
+from pikv_runtime.ledger.drive import Bank, next_event_s, put_into_force, reference_run, replay_signals, stage
 from pikv_runtime.ledger.state import NO_CAP, Status
 from pikv_runtime.models.segments import CacheView, ForwardResult, Segment
 from pikv_runtime.objective import LAMBDA1, LAMBDA2, Reference, Score, score
@@ -161,6 +161,7 @@ class Engine:
         """One iteration, or a jump to the next event where there is nothing to do."""
         started, timers = time.perf_counter(), self.timers
         before_s = timers.forward_s + timers.tensors_s
+        put_into_force(self.ledger, 0)
         if not self._schedule():
             L.advance(self.ledger, 0, max(1e-9, next_event_s(self.ledger, 0, end_s) - self.ledger.clock_s[0]))
             return
@@ -170,7 +171,7 @@ class Engine:
         timers.ledger_s += time.perf_counter() - started - (timers.forward_s + timers.tensors_s - before_s)
 
     def decide(self) -> Control:
-        """Ask the policy (on rank 0), broadcast its control and put it into force."""
+        """Ask the policy (on rank 0), broadcast its control and put it into force, after the control latency."""
         started = time.perf_counter()
         if 0 in self.transport.local_ranks:
             self.policy.decide(self._telemetry, self._control)
@@ -182,14 +183,12 @@ class Engine:
         return self._control
 
     def enforce(self, control: Control) -> None:
-        """Put rank 0's `control` into force on every rank."""
+        """Put rank 0's `control` into force on every rank, after the control latency."""
         started = time.perf_counter()
         for array in (control.groups, control.globals):
             self.transport.broadcast(torch.from_numpy(array))
         self.control_log.append(control.groups.tobytes() + control.globals.tobytes())
-        self.ledger.control_groups[0] = control.groups
-        self.ledger.control_globals[0] = control.globals
-        enforce(self.ledger, 0)
+        stage(self.ledger, 0, control.groups, control.globals)
         self._between_s += time.perf_counter() - started
 
     def measure(self) -> Telemetry:

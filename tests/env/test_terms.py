@@ -91,7 +91,7 @@ def test_text_and_json() -> None:
     text = str(found)
     assert "group2_layer_position" in text and "group2.evict_fraction" in text and CONTRACT_HASH in text
     read = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert read["num_groups"] == 3 and len(read["observation"]) == 35 + 5 * 15 and len(read["action"]) == 27
+    assert read["num_groups"] == 3 and len(read["observation"]) == 38 + 5 * 15 and len(read["action"]) == 27
     assert read["costs"][0]["high"] is None
     with pytest.raises(ValueError, match="did you mean 'box'"):
         describe(make_config(control="boxx"), 3)

@@ -21,7 +21,7 @@ from pikv_runtime.profiles import load_profile
 PRICES_S = {
     "step": 6e-3, "prefill_token": 1.2e-4, "prefill_pair": 3e-8, "decode_token": 2.5e-4, "read_native": 1.2e-6,
     "read_bf16": 1.5e-6, "read_int8": 2.5e-6, "read_int4": 3.5e-6, "select_page": 4e-7, "encode_page": 3e-5,
-    "link_byte": 1e-9, "collective": 3e-4, "query_bytes": 1040.0, "decision": 2e-5,
+    "link_byte": 1e-9, "collective": 3e-4, "query_bytes": 1040.0, "decision": 2e-5, "host_byte": 2e-10,
 }  # fmt: skip
 
 # Pressures are low because so short an episode has a small working set, and a cap has a floor.

@@ -30,7 +30,7 @@ def model():
 
 
 @functools.cache
-def pool(ranks: int, horizon_s: float = 2.0, slots: int = 6) -> WorkloadPool:
+def pool(ranks: int, horizon_s: float = 2.0, slots: int = 6, latency_s: float = 0.0, host: float = 0.0) -> WorkloadPool:
     library = synthetic_library(
         0, ("facts", "dialogue"), contents_per_family=4, observe_tokens=4, prompt_range=(100, 200), output_range=(6, 20)
     )
@@ -43,10 +43,12 @@ def pool(ranks: int, horizon_s: float = 2.0, slots: int = 6) -> WorkloadPool:
         observe_tokens=4,
         interval_s=0.25,
         audit_share=0.5,
+        control_latency_s=latency_s,
     )
     config = EnvConfig(
-        families=("facts-poisson",), ranks=ranks, horizon_s=horizon_s, workloads=2, load=(0.2, 0.2), runtime=runtime
-    )
+        families=("facts-poisson",), ranks=ranks, horizon_s=horizon_s, workloads=2, load=(0.2, 0.2), runtime=runtime,
+        host=host,
+    )  # fmt: skip
     return WorkloadPool(library, config, 0)
 
 
@@ -68,6 +70,25 @@ def test_identical_at_every_iteration(policy: str, ranks: int) -> None:
     if policy.startswith("static"):
         tally = served.ledger.tally[0]
         assert tally[Tally.EVICTED_PAGES] > 0 and tally[Tally.ENCODED_PAGES] > 0
+
+
+@pytest.mark.parametrize("policy", POLICIES[:3])
+def test_identical_with_late_controls(policy: str) -> None:
+    pair = Lockstep(pool(1, latency_s=0.1), policy, pressure=PRESSURE, model=model())
+    assert pair.run() is None and pair.iterations > 20
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_identical_with_a_host_tier(ranks: int) -> None:
+    pair = Lockstep(pool(ranks, 6.0, host=2.0), POLICIES[0], pressure=1e6, model=model())
+    assert pair.run() is None
+    served = pair.engine
+    s, tally = served.ledger, served.ledger.tally[0]
+    assert tally[Tally.HOST_OUT_BLOCKS] > 0 and tally[Tally.HOST_HIT_TOKENS] > 0
+    served.close()
+    for rank, codecs in served.runner.host_nbytes().items():
+        pages = (s.block_host[0] != 0)[:, None] & (s.block_rank[0] == rank)
+        assert sum(codecs.values()) == s.host_bytes[0, rank] - int(pages.sum()) * s.ghost_bytes
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def test_observation_matches_names(name):
     assert len(set(names)) == len(names)
     np.testing.assert_allclose(seen[:, names.index("mean_recency")], groups[:, :, 9].mean(axis=1), rtol=1e-6)
     np.testing.assert_array_equal(seen[:, names.index("max_recency")], groups[:, :, 9].max(axis=1))
-    np.testing.assert_array_equal(seen[:, names.index("lambda2")], globals_[:, -1])
+    np.testing.assert_array_equal(seen[:, names.index("price_host")], globals_[:, -1])
 
 
 def test_observation_is_always_finite_and_leaves_telemetry_alone():
@@ -58,7 +58,7 @@ def test_observation_is_always_finite_and_leaves_telemetry_alone():
     groups, globals_ = told(rng, 3, 4)
     groups[0, 1], globals_[1, :5], groups[2, :, 3] = np.nan, np.inf, -np.inf
     before = groups.copy(), globals_.copy()
-    out = np.empty((3, 65), np.float32)
+    out = np.empty((3, 68), np.float32)
     assert observe(groups, globals_, out) is out
     assert np.isfinite(out).all()
     np.testing.assert_array_equal(before[0], groups)

@@ -168,6 +168,44 @@ def test_preempted_requests_finish_with_the_same_tokens(ranks: int, pages: int) 
     assert 0 < engine.most_bytes <= cap
 
 
+class Hosted(Watched, Loud):
+    """Compares what lies in host memory with the ledger, too."""
+
+    def _forward(self):
+        s = self.ledger
+        for rank, codecs in self.runner.host_nbytes().items():
+            assert sum(codecs.values()) == s.host_bytes[0, rank]
+        return super()._forward()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_logits_are_exact_over_blocks_that_went_to_the_host_and_back(ranks: int) -> None:
+    order = (1, 2, 1, 2, 1)  # each as long as the cap allows: the other one's blocks have to go
+    prompts = [embedded()[1].encode(f"{q}. {SHARED}{QUESTIONS[q]}") for q in order]
+    requests = []
+    for number, prompt in enumerate(prompts):
+        ids = np.array(prompt, np.int32)
+        hashes = np.zeros((len(ids) + 4) // PAGE + 1, np.int64)
+        hashes[: len(ids) // PAGE] = chain_hashes(ids, PAGE)[: len(ids) // PAGE]
+        requests.append(Request(number, 2.0 * number, len(ids), 4, hashes, 0, prompt_ids=ids))
+    pages = max(len(p) for p in prompts) // PAGE + 1
+    config = RuntimeConfig(slots=2, blocks=128, cap_bytes=(pages + 1) * page_bytes(), host_bytes=100 * page_bytes())
+    engine = Hosted(embedded()[0], config, ranks=ranks)
+    served = {done.request.request_id: done for done in engine.run(RequestList("turns", 10.0, tuple(requests)))}
+    tally = engine.ledger.tally[0]
+    if ranks == 1:
+        assert tally[Tally.HOST_HIT_TOKENS] >= 2 * (pages - 2) * PAGE and served[4].hit_tokens >= (pages - 2) * PAGE
+    assert tally[Tally.HOST_IN_BLOCKS] > 0 and engine.costs().host_bytes_mean > 0
+    for number, request in enumerate(requests):
+        ids = np.concatenate([request.prompt_ids, served[number].output_ids])
+        with torch.no_grad():
+            stock = embedded()[0](torch.from_numpy(ids).long()[None]).logits[0]
+        computed = [at for q, at in engine.said if q == number]
+        assert max(computed) == len(ids) - 2
+        for at in computed:
+            assert (engine.said[number, at][0] - stock[at]).abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize("policy", ["static:ratio=3,evict=0.3,fan_out=0.3/h2o", "random", "lazy/lru"])
 def test_a_lossy_policy_stays_within_the_cap_and_serves_everybody(policy: str) -> None:
     config = RuntimeConfig(

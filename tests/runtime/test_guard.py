@@ -132,7 +132,7 @@ def test_random_telemetry_is_in_range(guard):
 
 def test_fallback_sees_sane_telemetry():
     guard = Guard(Scripted(), make_policy("pressure_proportional"))
-    telemetry = Telemetry(np.full((2, 15), np.nan, np.float32), np.full(35, np.nan, np.float32))
+    telemetry = Telemetry(np.full((2, 15), np.nan, np.float32), np.full(38, np.nan, np.float32))
     control = guard.decide(telemetry)
     assert np.isfinite(control.groups).all() and np.isfinite(control.globals).all()
 

@@ -27,7 +27,7 @@ from pikv_runtime.ledger.utility import always_on
 
 SLOTS = 3
 LEDGERS = {
-    (ranks, lossy): make(ranks=ranks, slots=SLOTS, blocks=28, requests=14, share_lossy=lossy)
+    (ranks, lossy): make(ranks=ranks, slots=SLOTS, blocks=28, requests=14, share_lossy=lossy, host_bytes=1)
     for ranks in (1, 2, 4)
     for lossy in (False, True)
 }
@@ -40,11 +40,13 @@ class LedgerMachine(RuleBasedStateMachine):
         ranks=st.sampled_from([1, 2, 4]),
         lossy=st.booleans(),
         blocks=st.integers(3, 14),
+        hosted=st.sampled_from([0, 0, 3, 12]),
     )
-    def start(self, seed, ranks, lossy, blocks):
+    def start(self, seed, ranks, lossy, blocks, hosted):
         self.rng = np.random.default_rng(seed)
         self.s = LEDGERS[ranks, lossy]
         self.s.cap_bytes[0] = blocks * BLOCK_BYTES + int(self.rng.integers(BLOCK_BYTES))
+        self.s.host_cap[0] = hosted * BLOCK_BYTES // 2
         load(self.s, workload(self.rng), audit=0.5)
 
     @rule(steps=st.integers(1, 12))
@@ -111,6 +113,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert s.tally[0].min() >= 0
         assert (s.bytes_rank[0] >= s.cached_bytes[0]).all()
         assert (s.bytes_rank[0] <= s.cap_bytes[0]).all(), "a rank holds more than its cap"
+        assert (s.host_bytes[0] <= s.host_cap[0]).all(), "a host holds more than its cap"
 
     def teardown(self):
         if not hasattr(self, "s"):

@@ -7,7 +7,7 @@ import pytest
 from ledger_lab import BLOCK_BYTES, bank, load, make, random_control, request, workload
 
 from pikv_runtime import ledger as lg
-from pikv_runtime.ledger.drive import enforce, next_event_s, replay_signals, run_interval
+from pikv_runtime.ledger.drive import next_event_s, put_into_force, replay_signals, run_interval, stage
 from pikv_runtime.ledger.quiet import quiet_iterations
 from pikv_runtime.ledger.state import Tally
 
@@ -25,6 +25,7 @@ def by_single_iterations(s):
     """One interval as the live engine runs it. Returns how many of its iterations were quiet."""
     quiet = 0
     while s.clock_s[0] < s.interval_end_s[0] and s.unfinished[0] > 0:
+        put_into_force(s, 0)
         ahead = quiet_iterations(s, 0)
         if lg.plan(s, 0) == 0:
             lg.advance(s, 0, max(1e-9, next_event_s(s, 0, s.interval_end_s[0]) - s.clock_s[0]))
@@ -51,8 +52,7 @@ def test_skipping_ahead_ends_where_single_iterations_end(ranks, gap_s, seed):
     while one.unfinished[0] > 0:
         control = random_control(rng)
         for s in (one, other):
-            s.control_groups[0], s.control_globals[0] = control.groups, control.globals
-            enforce(s, 0)
+            stage(s, 0, control.groups, control.globals)
         run_interval(one, 0, BANK, 1e9)
         quiet += by_single_iterations(other)
         for name, values in one._asdict().items():

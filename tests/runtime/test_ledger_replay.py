@@ -25,13 +25,13 @@ from ledger_lab import (
 
 from pikv_runtime import ledger as lg
 from pikv_runtime.ledger import Status, Tally
-from pikv_runtime.ledger.drive import Bank, SaturatedError, enforce, reference_run, replay_signals, run_interval
+from pikv_runtime.ledger.drive import Bank, SaturatedError, reference_run, replay_signals, run_interval, stage
 from pikv_runtime.ledger.jit import HAVE_NUMBA
 from pikv_runtime.requests import BATCH, INTERACTIVE
 
 PAGES = 24
 BANK = bank(pages=PAGES)
-TELEMETRY = ((8, 15), (35,))
+TELEMETRY = ((8, 15), (38,))
 
 
 def build(ranks=1, lanes=1):
@@ -47,8 +47,7 @@ def episode(s, seed, lane=0, check=False, limit_s=1e9):
     groups, totals, seen, done = np.zeros(TELEMETRY[0], np.float32), np.zeros(TELEMETRY[1], np.float32), [], False
     while not done:
         control = random_control(rng)
-        s.control_groups[lane], s.control_globals[lane] = control.groups, control.globals
-        enforce(s, lane)
+        stage(s, lane, control.groups, control.globals)
         done = bool(run_interval(s, lane, BANK, limit_s))
         if check:
             lg.check_integrity(s, lane)

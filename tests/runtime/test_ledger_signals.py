@@ -106,7 +106,7 @@ def test_the_mass_of_unread_pages_leaks_nowhere_unless_audited(built):
         mass, score = signals(s)
         read, _ = masks(s, score)
         lg.observe(s, 0, 0, np.where(read, mass, scale * mass).astype(np.float32), score)
-        groups, totals = np.zeros((8, 15), np.float32), np.zeros(35, np.float32)
+        groups, totals = np.zeros((8, 15), np.float32), np.zeros(38, np.float32)
         lg.write_telemetry(s, 0, groups, totals)
         outcomes.append([*history(s), s.tally[0].copy(), groups, totals])
     for one, other in zip(*outcomes, strict=True):

@@ -119,7 +119,7 @@ def fewer_features(f):
 
 
 def wrong_width(f):
-    edit_tensors(f, lambda t: t.update({"layers.0.weight": np.zeros((9, 65), np.float32)}))
+    edit_tensors(f, lambda t: t.update({"layers.0.weight": np.zeros((9, 68), np.float32)}))
 
 
 def wrong_dtype(f):
@@ -216,8 +216,8 @@ TAMPERING = {
     flipped_byte: "file 'policy.safetensors' does not match its SHA-256",
     flipped_card: "file 'README.md' does not match its SHA-256",
     reordered_features: "group feature 0 is 'int8_share' .*, this runtime has 'resident_share'",
-    fewer_features: "34 global features, this runtime has 35",
-    wrong_width: r"tensor 'layers.0.weight' has shape \(9, 65\): must be \(8, 65\)",
+    fewer_features: "37 global features, this runtime has 38",
+    wrong_width: r"tensor 'layers.0.weight' has shape \(9, 68\): must be \(8, 68\)",
     wrong_dtype: "tensor 'layers.0.bias' is float64: must be float32",
     missing_tensor: "tensor 'obs_std' is missing",
     extra_tensor: "tensor 'spy' is unknown",
@@ -236,7 +236,7 @@ TAMPERING = {
     link: "file 'README.md' cannot be read",
     golden_mismatch: r"golden pair 0 \(4 groups\) is not reproduced",
     golden_empty: "golden.safetensors names tensors of",
-    golden_shape: r"golden.safetensors: tensor '4.globals' has shape \(8, 34\)",
+    golden_shape: r"golden.safetensors: tensor '4.globals' has shape \(8, 37\)",
     not_json: "manifest.json is not JSON",
     not_text: "manifest.json is not UTF-8",
 }
@@ -345,8 +345,8 @@ def test_networks_check_their_tensors():
     tensors = network.tensors()
     for name, tensor, message in [
         ("layers.0.weight", np.zeros((8, 64), np.float32), "must be"),
-        ("obs_mean", np.full(65, np.nan, np.float32), "NaN"),
-        ("obs_std", np.zeros(65, np.float32), "positive"),
+        ("obs_mean", np.full(68, np.nan, np.float32), "NaN"),
+        ("obs_std", np.zeros(68, np.float32), "positive"),
     ]:
         with pytest.raises(ValueError, match=message):
             PolicyNetwork.from_tensors("coef", "tanh", tensors | {name: tensor}, None)

@@ -46,7 +46,7 @@ def worst_difference(first, second, samples, num_groups, seed=0):
             telemetry.groups *= 3
         if i % 16 == 2:
             telemetry.groups[rng.random(telemetry.groups.shape) < 0.1] = np.nan
-            telemetry.globals[rng.integers(35)] = np.inf
+            telemetry.globals[rng.integers(38)] = np.inf
         first.decide(telemetry, one)
         second.decide(telemetry, two)
         worst = max(worst, np.abs(one.groups - two.groups).max(), np.abs(one.globals - two.globals).max())

@@ -170,3 +170,42 @@ def test_shadow_keeps_keys_until_dropped():
     assert torch.equal(shadows.keys(2, 1, 150), keys) and 2 in shadows
     shadows.drop(2)
     assert shadows.nbytes == 0 and 2 not in shadows
+
+
+def test_pages_come_back_from_the_host_bit_identical():
+    store = make_store()
+    for block in range(4):
+        fill(store, 1, block)
+        store.encode(1, block, block)  # one page of every codec
+    before, weight = store.gather(1, range(4)), store.nbytes()
+    store.swap_out(1, [3, 0, 2, 1])
+    assert sum(store.nbytes().values()) == 0 and store.host.nbytes() == weight
+    fill(store, 1, 9)  # the rows that they lay in are taken
+    with pytest.raises(ValueError, match="not on this rank"):
+        store.gather(1, 2)
+    with pytest.raises(ValueError, match="not in host memory"):
+        store.swap_in(1, 5)
+    store.swap_in(1, [1, 2, 3])
+    store.swap_in(1, 0)
+    assert sum(store.host.nbytes().values()) == 0 and [store.codec(1, b) for b in range(4)] == [0, 1, 2, 3]
+    after = store.gather(1, range(4))
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+
+
+def test_the_directory_follows_a_page_to_the_host_and_back():
+    directory, _ = make_directory(2)
+    codec, rank = np.full((BLOCKS, LAYERS), -1, np.int8), np.zeros((BLOCKS, LAYERS), np.int8)
+    codec[4:6, 0], rank[5] = 0, 1
+    directory.open(codec, rank)
+    here, there = directory.stores[0], directory.stores[1]
+    k, _ = fill(here, 0, 4)
+    native = here.page_bytes(0)
+    directory.apply(np.array([(Event.SWAP_OUT, 4, 0, 0, 0), (Event.SWAP_OUT, 5, 0, 0, 1)], np.int32))
+    assert here.host.nbytes()["native"] == there.host.nbytes()["native"] == native
+    directory.open(codec, rank)  # in the host, not gone: nothing is to be opened
+    assert here.codec(0, 4) == -1
+    directory.apply(np.array([(Event.SWAP_IN, 4, 0, 0, 0), (Event.FREE, 5, 0, 0, 1)], np.int32))
+    assert torch.equal(here.gather(0, 4)[0], k)
+    assert sum(here.host.nbytes().values()) == sum(there.host.nbytes().values()) == 0
+    directory.apply(np.array([(Event.FREE, 4, 0, 0, 0)], np.int32))
+    assert sum(here.nbytes().values()) == 0

@@ -47,6 +47,10 @@ class Evaluate(Command):
     """Tokens of that model that one recorded token stands for."""
     ranks: int = 2
     """Ranks that pages are sharded over."""
+    host: float = 0.0
+    """Host memory for evicted blocks, over the cap on the device; 0: none."""
+    control_latency_s: float = 0.0
+    """Model time from a decision until its control comes into force."""
     runner: str = "native"
     """Runner of bundles: native or numpy."""
     threads: int = 0
@@ -101,7 +105,8 @@ class Evaluate(Command):
         library = open_library(self.library)
         families = playable(self.families, library, self.split or "test")
         update, close = counted("evaluate")
-        env = environment(self.profile, self.geometry, self.quick, self.horizon_s, ranks=self.ranks,
+        env = environment(self.profile, self.geometry, self.quick, self.horizon_s,
+                          self.control_latency_s, ranks=self.ranks, host=self.host,
                           token_scale=self.token_scale, families=playable((), library, "train"))  # fmt: skip
         suite = Suite(library, env, self.threads or default_threads(), update, self.record_episodes)
         known = None if self.headroom is None else json.loads(self.headroom.read_text(encoding="utf-8"))

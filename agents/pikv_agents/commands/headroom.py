@@ -36,6 +36,10 @@ class Headroom(Command):
     """Tokens of that model that one recorded token stands for."""
     ranks: int = 2
     """Ranks that pages are sharded over."""
+    host: float = 0.0
+    """Host memory for evicted blocks, over the cap on the device; 0: none."""
+    control_latency_s: float = 0.0
+    """Model time from a decision until its control comes into force."""
     threads: int = 0
     """Threads; 0: one for each core."""
 
@@ -65,7 +69,9 @@ class Headroom(Command):
             self.geometry,
             self.quick,
             self.horizon_s,
+            self.control_latency_s,
             ranks=self.ranks,
+            host=self.host,
             token_scale=self.token_scale,
             families=playable((), library, "train"),
         )

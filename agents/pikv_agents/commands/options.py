@@ -24,14 +24,26 @@ def open_library(path: Path | None) -> TraceLibrary:
     return resolve_library(path)
 
 
-def environment(profile: str, geometry: str, quick: bool, horizon_s: float | None = None, **changes: Any) -> EnvConfig:
+def late(config: EnvConfig, control_latency_s: float) -> EnvConfig:
+    """`config` with controls that come into force so long after they were decided."""
+    return replace(config, runtime=replace(config.runtime, control_latency_s=control_latency_s))
+
+
+def environment(
+    profile: str,
+    geometry: str,
+    quick: bool,
+    horizon_s: float | None = None,
+    control_latency_s: float = 0.0,
+    **changes: Any,
+) -> EnvConfig:
     """The environments' configuration; quick means short episodes."""
     from pikv_env.config import EnvConfig
 
     given = {"profile": profile, "geometry": geometry, **changes}
     if horizon_s is not None or quick:
         given["horizon_s"] = horizon_s if horizon_s is not None else QUICK_HORIZON_S
-    return replace(EnvConfig(), **given)
+    return late(replace(EnvConfig(), **given), control_latency_s)
 
 
 def playable(families: Sequence[str], library: TraceLibrary, split: str | None = None) -> tuple[str, ...]:

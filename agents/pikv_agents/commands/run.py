@@ -32,6 +32,10 @@ class Run(Command):
     """Seconds of arrivals."""
     ranks: int = 2
     """Ranks, each a process."""
+    host: float = 0.0
+    """Host memory for evicted blocks, over the cap on the device; 0: none."""
+    control_latency_s: float = 0.0
+    """Time from a decision until its control comes into force."""
     clock: Literal["wall", "model"] = "wall"
     """Measured time, or the deterministic model clock."""
     model: str = "embedded"
@@ -48,8 +52,9 @@ class Run(Command):
         from pikv_agents.report import tables
 
         pool = live_pool(
-            self.library, self.family, self.seed, self.ranks, self.load, self.horizon_s, profile=self.profile
-        )
+            self.library, self.family, self.seed, self.ranks, self.load, self.horizon_s, profile=self.profile,
+            host=self.host, control_latency_s=self.control_latency_s,
+        )  # fmt: skip
         section, results = live_section(
             pool, {p: p for p in self.policies}, self.pressure, clock=self.clock, model=self.model
         )

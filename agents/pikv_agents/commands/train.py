@@ -42,6 +42,10 @@ class Train(Command):
     """Tokens of that model that one recorded token stands for."""
     ranks: int = 2
     """Ranks that pages are sharded over."""
+    host: float = 0.0
+    """Host memory for evicted blocks, over the cap on the device; 0: none."""
+    control_latency_s: float = 0.0
+    """Model time from a decision until its control comes into force."""
     track: Literal["offline", "online", "disabled"] = "offline"
     """W&B; metrics.jsonl is written in any case."""
     group: str | None = None
@@ -53,7 +57,7 @@ class Train(Command):
 
     def run(self) -> dict[str, Any]:
         """Train, say what came of it."""
-        from pikv_agents.commands.options import command_line, default_threads, open_library, playable
+        from pikv_agents.commands.options import command_line, default_threads, late, open_library, playable
         from pikv_agents.presets import preset
         from pikv_agents.report import tables
         from pikv_agents.training import train
@@ -64,8 +68,9 @@ class Train(Command):
         config = preset(self.preset, families, **{k: v for k, v in changes.items() if v is not None})
         env = replace(
             config.env, control=self.control, profile=self.profile, geometry=self.geometry, ranks=self.ranks,
-            token_scale=self.token_scale,
+            token_scale=self.token_scale, host=self.host,
         )  # fmt: skip
+        env = late(env, self.control_latency_s)
         config = replace(config, env=env, threads=self.threads or default_threads())
         result = train(
             config,

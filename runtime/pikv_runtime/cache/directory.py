@@ -18,7 +18,7 @@ I8 = NDArray[np.int64]
 
 
 class PageDirectory:
-    """Where every page's tensors are and in which codec, on all ranks; replicated like the ledger.
+    """Where every page's tensors are and in which codec, on all ranks and their hosts; replicated like the ledger.
 
     It trails the ledger: the ledger decides at once, tensors follow when `apply` is called. Every process
     must be given the same events in the same order, because moves are collective.
@@ -29,6 +29,7 @@ class PageDirectory:
         self._transport = transport
         self._codec = np.full((blocks, layers), ABSENT, np.int8)
         self._rank = np.zeros((blocks, layers), np.int8)
+        self._host = np.zeros((blocks, layers), np.bool_)
 
     def open(self, block_codec: NDArray[np.int8], block_rank: NDArray[np.int8]) -> None:
         """Open the native pages that the ledger placed since the last call; arrays are (B, L)."""
@@ -53,18 +54,30 @@ class PageDirectory:
             self._free(wave[wave[:, 0] == Event.FREE])
             self._encode(wave[wave[:, 0] == Event.ENCODE])
             self._move(wave[wave[:, 0] == Event.MOVE])
+            self._swap(wave[wave[:, 0] == Event.SWAP_OUT], out=True)
+            self._swap(wave[wave[:, 0] == Event.SWAP_IN], out=False)
 
     def _free(self, events: I4) -> None:
         blocks, layers = events[:, 1], events[:, 2]
         # Pages that the ledger placed and freed between two forward passes never had tensors.
         known = self._codec[blocks, layers] != ABSENT
         blocks, layers = blocks[known], layers[known]
-        ranks = self._rank[blocks, layers]
+        ranks, hosted = self._rank[blocks, layers], self._host[blocks, layers]
         for rank, store in self.stores.items():
-            here = ranks == rank
+            for free, here in ((store.free, ~hosted), (store.free_host, hosted)):
+                some = here & (ranks == rank)
+                if some.any():
+                    free(layers[some], blocks[some])
+        self._codec[blocks, layers], self._host[blocks, layers] = ABSENT, False
+
+    def _swap(self, events: I4, out: bool) -> None:
+        """Move pages between a rank's device and its host memory."""
+        blocks, layers = events[:, 1], events[:, 2]
+        for rank, store in self.stores.items():
+            here = self._rank[blocks, layers] == rank
             if here.any():
-                store.free(layers[here], blocks[here])
-        self._codec[blocks, layers] = ABSENT
+                (store.swap_out if out else store.swap_in)(layers[here], blocks[here])
+        self._host[blocks, layers] = out
 
     def _encode(self, events: I4) -> None:
         ranks = self._rank[events[:, 1], events[:, 2]]

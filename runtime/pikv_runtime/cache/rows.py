@@ -12,10 +12,19 @@ I4 = NDArray[np.int32]
 
 
 class PayloadRows:
-    """The pages stored in one codec: a payload that grows by doubling, and a stack of its free rows."""
+    """The pages stored in one codec: a payload that grows by doubling, and a stack of its free rows; pinned: in host
+    memory that a GPU copies from and to directly."""
 
-    def __init__(self, codec: str, page_shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        codec: str,
+        page_shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        pinned: bool = False,
+    ) -> None:
         self.codec = codec
+        self._pinned = pinned
         self._shape = page_shape
         self._dtype = dtype
         self._device = device
@@ -55,4 +64,5 @@ class PayloadRows:
         self.payload = new
 
     def _zeros(self, pages: int) -> PagePayload:
-        return PagePayload.zeros(self.codec, pages, *self._shape, self._dtype, self._device)
+        made = PagePayload.zeros(self.codec, pages, *self._shape, self._dtype, self._device)
+        return made.apply(torch.Tensor.pin_memory) if self._pinned else made

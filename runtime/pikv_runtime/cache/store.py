@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pikv_kernels import CODECS, PagePayload, PagePool, codec_error, decode, page_bytes, reencode
+from pikv_runtime.cache.host import HostPages
 from pikv_runtime.cache.rows import PayloadRows
 
 I8 = NDArray[np.int64]
@@ -22,7 +23,7 @@ NATIVE, ABSENT = 0, -1
 
 
 class PagedStore:
-    """K and V of the pages that one rank holds, by (layer, block slot).
+    """K and V of the pages that one rank holds, by (layer, block slot): on the device, and in `host` what left it.
 
     Methods that take `layers` and `blocks` take integers or integer arrays that broadcast to (n,) pages.
     """
@@ -44,6 +45,7 @@ class PagedStore:
         self._codec = np.full(layers * blocks, ABSENT, np.int32)  # by page id = layer * blocks + block
         self._row = np.zeros(layers * blocks, np.int32)
         self._pool: PagePool | None = None
+        self.host = HostPages(self.page_shape, dtype, layers * blocks, self.device)
 
     # --- what is here
 
@@ -118,6 +120,23 @@ class PagedStore:
     def free(self, layers: ArrayLike, blocks: ArrayLike) -> None:
         """Forget pages; all must be here."""
         self._remove(self._resident(layers, blocks))
+
+    def swap_out(self, layers: ArrayLike, blocks: ArrayLike) -> None:
+        """Move pages to host memory as they are; all must be on the device."""
+        ids = self._resident(layers, blocks)
+        for codec in np.unique(self._codec[ids]).tolist():
+            some = ids[self._codec[ids] == codec]
+            self.host.put(some, codec, self._rows[codec].payload.select(self._index(self._row[some])))
+        self._remove(ids)
+
+    def swap_in(self, layers: ArrayLike, blocks: ArrayLike) -> None:
+        """Bring pages back from host memory, bit-identical; all must be there."""
+        for ids, codec, pages in self.host.take(self.page_ids(layers, blocks)):
+            self._place(ids, codec, pages)
+
+    def free_host(self, layers: ArrayLike, blocks: ArrayLike) -> None:
+        """Forget pages in host memory; all must be there."""
+        self.host.free(self.page_ids(layers, blocks))
 
     # --- read
 

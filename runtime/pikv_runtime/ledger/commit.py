@@ -14,10 +14,12 @@ from pikv_runtime.ledger.utility import window_start
 @jit
 def advance(s: Ledger, i: int, dt_s: float) -> None:
     """Let `dt_s` seconds pass: latency is charged to everybody in the system, bytes to memory."""
-    total = 0
+    total, hosted = 0, 0
     for rank in range(s.ranks):
         total += s.bytes_rank[i, rank]
+        hosted += s.host_bytes[i, rank]
     s.tally[i, Tally.BYTE_SECONDS] += total * dt_s
+    s.tally[i, Tally.HOST_BYTE_SECONDS] += hosted * dt_s
     s.tally[i, Tally.PEAK_BYTES] = max(s.tally[i, Tally.PEAK_BYTES], total)
     s.tally[i, Tally.LATENCY_CHARGE] += (s.waiting_rate[i] + s.decode_rate[i]) * dt_s
     s.clock_s[i] += dt_s

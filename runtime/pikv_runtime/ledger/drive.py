@@ -65,7 +65,8 @@ def replay_signals(s: Ledger, i: int, bank: Bank) -> None:
 
 @jit
 def next_event_s(s: Ledger, i: int, end_s: float) -> float:
-    """When an idle lane next has something to do: the next arrival, or `end_s`."""
+    """When an idle lane next has something to do: the next arrival, a control that comes into force, or `end_s`."""
+    end_s = min(end_s, s.staged_s[i])
     if s.next_arrival[i] < s.num_requests[i]:
         return min(end_s, s.req_arrival_s[i, s.next_arrival[i]])
     return end_s
@@ -75,13 +76,14 @@ def next_event_s(s: Ledger, i: int, end_s: float) -> float:
 def run_interval(s: Ledger, i: int, bank: Bank, limit_s: float) -> bool:
     """Run lane `i` to the end of its control interval (or of its work). Returns whether the episode is over."""
     while s.clock_s[i] < s.interval_end_s[i] and s.unfinished[i] > 0 and s.clock_s[i] < limit_s:
+        put_into_force(s, i)
         quiet, running, s.unsettled[i] = quiet_iterations(s, i), s.running_count[i], 0
         if plan(s, i) == 0:
             end = min(s.interval_end_s[i], limit_s)
             advance(s, i, max(1e-9, next_event_s(s, i, end) - s.clock_s[i]))
             continue
         if quiet > 0 and is_quiet(s, i, running):
-            run_quiet(s, i, quiet, min(s.interval_end_s[i], limit_s))
+            run_quiet(s, i, quiet, min(s.interval_end_s[i], limit_s, s.staged_s[i]))
             continue
         replay_signals(s, i, bank)
         commit(s, i, price(s, i))
@@ -91,9 +93,31 @@ def run_interval(s: Ledger, i: int, bank: Bank, limit_s: float) -> bool:
 
 
 @jit
-def enforce(s: Ledger, i: int) -> None:
-    """Put the lane's control into force and pay for the decision."""
+def put_into_force(s: Ledger, i: int) -> None:
+    """Put the staged control into force if its time has come; called before every iteration."""
+    if s.clock_s[i] < s.staged_s[i]:
+        return
+    s.staged_s[i] = np.inf
+    for g in range(s.control_groups.shape[1]):
+        for k in range(s.control_groups.shape[2]):
+            s.control_groups[i, g, k] = s.staged_groups[i, g, k]
+    for k in range(s.control_globals.shape[1]):
+        s.control_globals[i, k] = s.staged_globals[i, k]
     apply_control(s, i)
+
+
+@jit
+def stage(s: Ledger, i: int, groups: F4, globals_: F4) -> None:
+    """Decide a control, `groups` (N, 3) and `globals_` (18,), legal already: it comes into force after the lane's
+    control latency (at once if that is 0) and takes the place of one that is still waiting. The decision is paid."""
+    put_into_force(s, i)
+    for g in range(s.staged_groups.shape[1]):
+        for k in range(s.staged_groups.shape[2]):
+            s.staged_groups[i, g, k] = groups[g, k]
+    for k in range(s.staged_globals.shape[1]):
+        s.staged_globals[i, k] = globals_[k]
+    s.staged_s[i] = s.clock_s[i] + s.latency_s[i]
+    put_into_force(s, i)
     s.pending_s[i] += s.prices[i, Price.DECISION]
     s.tally[i, Tally.DECISION_S] += s.prices[i, Price.DECISION]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.pricing import count_reads
-from pikv_runtime.ledger.state import Ledger
+from pikv_runtime.ledger.state import I8, IN_HOST, ON_DEVICE, Ledger
 
 
 class IntegrityError(AssertionError):
@@ -23,6 +23,7 @@ def check_integrity(s: Ledger, i: int = 0) -> None:
     _check_blocks(s, i)
     _check_references(s, i)
     _check_bytes(s, i)
+    _check_host(s, i)
     _check_index(s, i)
     _check_lists(s, i)
 
@@ -35,13 +36,41 @@ def _check_blocks(s: Ledger, i: int) -> None:
     used = set(listed.tolist())
     _demand(not used & set(free.tolist()), "a listed block is free")
     _demand(not used & set(cached.tolist()), "a cached block is listed by a running request")
-    total = len(used) + len(cached) + len(free)
+    hosted = set(_hosted(s, i).tolist())
+    _demand(not hosted & (used | set(cached.tolist())), "a block is both on the device and in the host")
+    total = len(used) + len(cached) + len(hosted) + len(free)
     _demand(total == s.free_slots.shape[1], f"block slots lost: {total} of {s.free_slots.shape[1]} accounted for")
     users = np.bincount(listed, minlength=s.free_slots.shape[1])
     for b in used:
         _demand(users[b] == s.block_users[i, b], f"block {b}: {users[b]} users, {s.block_users[i, b]} counted")
     for b in cached:
         _demand(bool((s.block_codec[i, b] >= 0).all()), f"cached block {b} is not whole")
+
+
+def _hosted(s: Ledger, i: int) -> I8:
+    """Block slots in the host."""
+    free = s.free_slots[i, : s.free_count[i]]
+    _demand(not s.block_host[i, free].any(), "a free block slot is in the host")
+    return np.flatnonzero(s.block_host[i] != ON_DEVICE)
+
+
+def _check_host(s: Ledger, i: int) -> None:
+    """Host bytes are those of its blocks, within its cap, and each of them can be found and is in the order."""
+    hosted = _hosted(s, i)
+    _demand(bool((s.block_host[i, hosted] == IN_HOST).all()), "a block is held after its admission")
+    _demand(len(hosted) == s.host_count[i], f"{len(hosted)} blocks in the host, {s.host_count[i]} counted")
+    _demand(bool((s.block_codec[i, hosted] >= 0).all()), "a block in the host is not whole")
+    _demand(not s.block_refs[i, hosted].any() and not s.block_users[i, hosted].any(), "a block in the host is used")
+    _demand(bool((s.block_hash[i, hosted] != 0).all()), "a block in the host cannot be found")
+    size = s.codec_bytes[np.maximum(s.block_codec[i, hosted], 0)]
+    for rank in range(s.ranks):
+        total = int(size[s.block_rank[i, hosted] == rank].sum())
+        _demand(total == s.host_bytes[i, rank], f"rank {rank}: host {total}, {s.host_bytes[i, rank]} counted")
+        _demand(total <= s.host_cap[i], f"rank {rank}: {total} host bytes exceed the cap {s.host_cap[i]}")
+    queue = s.host_order[i, : s.host_queued[i]] & 0xFFFFFFFF
+    ages = s.host_value[i, : s.host_queued[i]]
+    current = queue[ages == s.block_last_s[i, queue]]
+    _demand(set(hosted.tolist()) <= set(current.tolist()), "a block in the host is missing from its order")
 
 
 def _check_references(s: Ledger, i: int) -> None:
@@ -100,6 +129,7 @@ def _check_bytes(s: Ledger, i: int) -> None:
     free = s.free_slots[i, : s.free_count[i]]
     occupied = np.ones(s.free_slots.shape[1], bool)
     occupied[free] = False
+    occupied[_hosted(s, i)] = False
     for rank in range(s.ranks):
         here = (s.block_codec[i] >= 0) & (s.block_rank[i] == rank) & occupied[:, None]
         size = s.codec_bytes[np.maximum(s.block_codec[i], 0)]

@@ -1,4 +1,4 @@
-"""What may happen to one physical page: allocate, demote, move, free. Every byte is counted here."""
+"""What may happen to one physical page: allocate, demote, move, swap, free. Every byte is counted here."""
 
 from __future__ import annotations
 
@@ -123,3 +123,43 @@ def move(s: Ledger, i: int, block: int, layer: int, home: int) -> None:
     s.tally[i, Tally.LINK_S] += seconds
     s.tally[i, Tally.LINK_BYTES] += size
     _emit(s, i, Event.MOVE, block, layer, here, home)
+
+
+@jit
+def _pay_host(s: Ledger, i: int, size: int) -> None:
+    """`size` bytes go between device and host; ranks move theirs side by side."""
+    seconds = size * s.prices[i, Price.HOST_BYTE] / s.ranks
+    s.pending_s[i] += seconds
+    s.tally[i, Tally.HOST_S] += seconds
+    s.tally[i, Tally.HOST_BYTES] += size
+
+
+@jit
+def swap_out(s: Ledger, i: int, block: int, layer: int) -> None:
+    """Send page (block, layer) of a block without users to its rank's host memory, where the caller has made room."""
+    codec, rank = s.block_codec[i, block, layer], s.block_rank[i, block, layer]
+    size = s.codec_bytes[codec]
+    _add_bytes(s, i, block, rank, -size)
+    s.host_bytes[i, rank] += size
+    _pay_host(s, i, size)
+    _emit(s, i, Event.SWAP_OUT, block, layer, codec, rank)
+
+
+@jit
+def swap_in(s: Ledger, i: int, block: int, layer: int) -> None:
+    """Bring page (block, layer) back to the device of its rank, where the caller has made room."""
+    codec, rank = s.block_codec[i, block, layer], s.block_rank[i, block, layer]
+    size = s.codec_bytes[codec]
+    s.host_bytes[i, rank] -= size
+    _add_bytes(s, i, block, rank, size)
+    _pay_host(s, i, size)
+    _emit(s, i, Event.SWAP_IN, block, layer, codec, rank)
+
+
+@jit
+def free_host(s: Ledger, i: int, block: int, layer: int) -> None:
+    """Free page (block, layer) in host memory."""
+    codec, rank = s.block_codec[i, block, layer], s.block_rank[i, block, layer]
+    s.host_bytes[i, rank] -= s.codec_bytes[codec]
+    s.block_codec[i, block, layer] = -1
+    _emit(s, i, Event.FREE, block, layer, codec, rank)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pikv_runtime.ledger.blocks import drop_block, from_cache, index_block, link, unindex, whole
+from pikv_runtime.ledger.host import drop_hosted
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pages import copy_facts, count_page, free, home_of, move, place, recode, tell_users
-from pikv_runtime.ledger.state import Ledger, Tally
+from pikv_runtime.ledger.state import IN_HOST, ON_DEVICE, Ledger, Tally
 from pikv_runtime.ledger.utility import always_on, window_start
 from pikv_runtime.ledger.victims import cache_block, clear_room
 
@@ -27,6 +28,7 @@ def open_block(s: Ledger, i: int, r: int, rank: int) -> None:
     s.block_sealed[i, block] = 0
     s.block_exact[i, block] = 0
     s.block_cached[i, block] = 0
+    s.block_host[i, block] = ON_DEVICE
     s.block_last_s[i, block] = s.clock_s[i]
     s.block_uses[i, block] = 1
     s.block_class[i, block] = s.req_class[i, q]
@@ -96,6 +98,9 @@ def fill(s: Ledger, i: int, r: int, p: int) -> None:
     if not sharable or key == 0 or not whole(s, i, block):
         return
     twin = find(s, i, key)
+    if twin >= 0 and s.block_host[i, twin] == IN_HOST:
+        drop_hosted(s, i, twin)  # it could not be reached, and is here anew
+        twin = -1
     if twin < 0:
         index_block(s, i, block, key)
     else:

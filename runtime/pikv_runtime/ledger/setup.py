@@ -58,9 +58,11 @@ def build(
 ) -> Ledger:
     """An empty ledger of `lanes` lanes, each for up to `requests` requests of up to `pages` pages."""
     layer_groups = min(config.layer_groups, shape.layers)
-    blocks = max(config.blocks, config.slots * pages + 1)
-    limit = 8 * blocks * shape.layers if events else 0  # a page can be encoded thrice, moved and freed in a step
-    dims = Dims(lanes, requests, config.slots, pages, shape.layers, shape.experts, layer_groups, ranks, blocks, limit)
+    blocks, host = max(config.blocks, config.slots * pages + 1), config.host_bytes or 0
+    # In a step a page can be encoded thrice, moved and freed; and go to the host twice and come back once.
+    limit = (12 if host else 8) * blocks * shape.layers if events else 0
+    sizes = (config.slots, pages, shape.layers, shape.experts, layer_groups, ranks, blocks)
+    dims = Dims(lanes, requests, *sizes, limit, host > 0)
     # Reading sparsely needs every page's centroid at hand: its bytes count with the page's.
     extra = shape.centroid_bytes if config.read == "sparse" else 0
     fields = Ledger(
@@ -86,7 +88,9 @@ def build(
     state = record(fields)
     for lane in range(lanes):
         state.cap_bytes[lane] = NO_CAP if config.cap_bytes is None else config.cap_bytes
+        state.host_cap[lane] = host
         state.interval_s[lane] = config.interval_s
+        state.latency_s[lane] = config.control_latency_s
         set_classes(state, lane, classes)
         clear(state, lane)
     return state
@@ -104,11 +108,12 @@ def pages_needed(requests: Sequence[Request], page_tokens: int) -> int:
     return max(math.ceil((r.prompt_tokens + r.output_tokens) / page_tokens) for r in requests)
 
 
-_KEPT = {"layer_group", "codec_bytes", "cap_bytes", "interval_s", "prices", "lambdas"}
+_KEPT = {"layer_group", "codec_bytes", "cap_bytes", "host_cap", "interval_s", "latency_s", "prices", "lambdas"}
 
 
 def clear(s: Ledger, lane: int) -> None:
-    """Empty the lane: no requests, no blocks, clock at zero, the neutral control. Keeps cap, prices and classes."""
+    """Empty the lane: no requests, no blocks, clock at zero, the neutral control. Keeps caps, latency, prices and
+    classes."""
     for name, value in s._asdict().items():
         kept = name in _KEPT or name.startswith("class_")
         if isinstance(value, np.ndarray) and not kept:
@@ -121,8 +126,9 @@ def clear(s: Ledger, lane: int) -> None:
     s.free_count[lane] = blocks
     s.interval_end_s[lane] = s.interval_s[lane]
     neutral = Control.neutral(s.control_groups.shape[1])
-    s.control_groups[lane] = neutral.groups
-    s.control_globals[lane] = neutral.globals
+    s.control_groups[lane] = s.staged_groups[lane] = neutral.groups
+    s.control_globals[lane] = s.staged_globals[lane] = neutral.globals
+    s.staged_s[lane] = np.inf
 
 
 def load_requests(s: Ledger, lane: int, requests: Sequence[Request], *, audit_seed: int, audit_share: float) -> None:

@@ -6,7 +6,8 @@ K codecs (ladder order), E experts.
 
 A *block slot* is one position range over all layers; physical page (b, l) is resident iff `block_codec[b, l] >= 0`.
 A *slot* is a running request; it holds references (r, p, l) to pages. Bytes free when the last reference goes,
-unless the block becomes cached.
+unless the block becomes cached. A block in the host keeps its slot, its place in the index and what is said of its
+pages (codec, rank, tag, errors); its bytes are counted in `host_bytes`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ CODECS = ("native", "bf16", "int8", "int4")  # ladder order; the kernels floor e
 NATIVE, BF16, INT8, INT4 = range(4)
 NO_CAP = 1 << 62
 CACHE_LINE = 64  # bytes
+ON_DEVICE, IN_HOST, HELD = range(3)  # HELD: in the host, on its way back
 
 
 class Status(IntEnum):
@@ -48,6 +50,8 @@ class Event(IntEnum):
     ENCODE = 0  # block, layer, codec before, codec after
     MOVE = 1  # block, layer, rank before, rank after
     FREE = 2  # block, layer, codec before, rank before
+    SWAP_OUT = 3  # block, layer, codec, rank: from the device to the host
+    SWAP_IN = 4  # block, layer, codec, rank: from the host to the device
 
 
 class Price(IntEnum):
@@ -67,6 +71,7 @@ class Price(IntEnum):
     COLLECTIVE = 11  # start-up cost of one collective (two a layer)
     QUERY_BYTES = 12  # bytes out and back for one query row, layer and remote rank
     DECISION = 13  # one decision
+    HOST_BYTE = 14  # one byte between device and host, either way
 
 
 class Tally(IntEnum):
@@ -99,6 +104,12 @@ class Tally(IntEnum):
     WISHED_MASS = 24  # attention mass of wished pages, and of those the resident ones
     HIT_MASS = 25
     CONFLICTS = 26  # pages asked for within CONFLICT_WINDOW_S after their eviction
+    HOST_S = 27  # seconds of moving pages between device and host
+    HOST_BYTES = 28  # bytes moved, both ways
+    HOST_HIT_TOKENS = 29  # of HIT_TOKENS, those found in the host
+    HOST_OUT_BLOCKS = 30  # evicted blocks that went to the host
+    HOST_IN_BLOCKS = 31  # blocks that came back
+    HOST_BYTE_SECONDS = 32
 
 
 class Ledger(NamedTuple):
@@ -128,7 +139,9 @@ class Ledger(NamedTuple):
     class_tpot_s: F8
     class_fidelity: F8
     cap_bytes: I8  # (n,) of each rank
+    host_cap: I8  # (n,) host bytes of each rank, 0: no host tier
     interval_s: F8  # (n,)
+    latency_s: F8  # (n,) from a decision until its control comes into force
     prices: F8  # (n, len(Price))
     lambdas: F8  # (n, 2)
     clock_s: F8  # (n,)
@@ -136,6 +149,7 @@ class Ledger(NamedTuple):
     tally: F8  # (n, len(Tally))
     bytes_rank: I8  # (n, G) resident bytes
     cached_bytes: I8  # (n, G)
+    host_bytes: I8  # (n, G) bytes in host memory, not among those of `bytes_rank`
     rank_s: F8  # (n, 3, G) seconds of prefill, decode and attention of the iteration being priced
     free_slots: I4  # (n, B) stack of free block slots
     free_count: I4  # (n,)
@@ -208,6 +222,7 @@ class Ledger(NamedTuple):
     block_sealed: I1
     block_exact: I1
     block_cached: I1
+    block_host: I1  # ON_DEVICE, IN_HOST or HELD
     block_last_s: F8
     block_uses: I4
     block_class: I1
@@ -227,9 +242,17 @@ class Ledger(NamedTuple):
     victim_count: I4  # (n,), -1 where there is none
     victim_made_s: F8  # (n,) when the heap was made
     victim_weights: F4  # (n, 6) block weights it was made under
+    host_order: I8  # (n, 2B or 0) heap of blocks in the host by last use, see host.py
+    host_value: F8  # (n, 2B or 0)
+    host_queued: I4  # (n,) entries of the heap
+    host_count: I4  # (n,) blocks in the host, held ones apart
     # --- control in force
     control_groups: F4  # (n, E*LG, 3)
     control_globals: F4  # (n, len(GLOBAL_CONTROLS))
+    # --- control decided last, perhaps not yet in force
+    staged_groups: F4
+    staged_globals: F4
+    staged_s: F8  # (n,) when it comes into force, inf: it has
     # --- statistics of the interval, by group
     group_wishes: F8  # (n, E*LG, 2) wished pages, of those ghosts
     group_routed: F8  # (n, E) moving share of tokens
@@ -253,6 +276,7 @@ class Dims(NamedTuple):
     ranks: int
     blocks: int
     events: int = 0
+    host: bool = False
 
     @property
     def groups(self) -> int:
@@ -270,7 +294,9 @@ def _lane_arrays(d: Dims) -> dict[str, NDArray]:
     return {
         **{f"class_{name}": np.zeros((n, CLASSES)) for name in ("weight", "ttft_s", "tpot_s", "fidelity")},
         "cap_bytes": np.full(n, NO_CAP, np.int64),
+        "host_cap": np.zeros(n, np.int64),
         "interval_s": np.full(n, 2.0),
+        "latency_s": np.zeros(n),
         "prices": np.zeros((n, len(Price))),
         "lambdas": np.ones((n, 2)),
         "clock_s": np.zeros(n),
@@ -278,6 +304,9 @@ def _lane_arrays(d: Dims) -> dict[str, NDArray]:
         "tally": np.zeros((n, len(Tally))),
         "bytes_rank": np.zeros((n, g), np.int64),
         "cached_bytes": np.zeros((n, g), np.int64),
+        "host_bytes": np.zeros((n, g), np.int64),
+        "host_queued": np.zeros(n, np.int32),
+        "host_count": np.zeros(n, np.int32),
         "rank_s": np.zeros((n, 3, g)),
         "running_count": np.zeros(n, np.int32),
         "cached_count": np.zeros(n, np.int32),
@@ -300,6 +329,9 @@ def _lane_arrays(d: Dims) -> dict[str, NDArray]:
         "moving": np.zeros((n, 8)),
         "control_groups": np.zeros((n, d.groups, len(GROUP_CONTROLS)), np.float32),
         "control_globals": np.zeros((n, len(GLOBAL_CONTROLS)), np.float32),
+        "staged_groups": np.zeros((n, d.groups, len(GROUP_CONTROLS)), np.float32),
+        "staged_globals": np.zeros((n, len(GLOBAL_CONTROLS)), np.float32),
+        "staged_s": np.full(n, np.inf),
         "group_wishes": np.zeros((n, d.groups, 2)),
         "group_routed": np.zeros((n, d.experts)),
         "interval_tally": np.zeros((n, len(Tally))),
@@ -347,7 +379,7 @@ def _block_row(layers: int) -> np.dtype[np.void]:
 
     What is asked most stands first, and rows begin at cache lines.
     """
-    small = ("sealed", "full", "exact", "cached", "class")
+    small = ("sealed", "full", "exact", "cached", "class", "host")
     fields: list[tuple[str, type, tuple[int, ...]]] = [
         *((name, np.int8, (layers,)) for name in ("codec", "tag", "rank")),
         *((name, np.int8, ()) for name in small),
@@ -383,6 +415,8 @@ def _block_arrays(d: Dims) -> dict[str, NDArray]:
         "cached_list": np.zeros((n, b), np.int32),
         "victims": np.zeros((n, 2 * b), np.int64),
         "victim_value": np.zeros((n, 2 * b)),
+        "host_order": np.zeros((n, 2 * b if d.host else 0), np.int64),
+        "host_value": np.zeros((n, 2 * b if d.host else 0)),
     }
 
 

@@ -1,7 +1,7 @@
 """Telemetry of the interval just ended, written into the contract's arrays; the same code live and in traces.
 
 `moving` columns: 0 prompt tokens arrived in this interval, 1 fast and 2 slow moving averages of them, 3 prefix-hit
-rate, 4 re-reference gap in intervals.
+rate, 4 re-reference gap in intervals, 5 share of prompt tokens found in the host.
 """
 
 from __future__ import annotations
@@ -213,6 +213,18 @@ def _write_prices(s: Ledger, i: int, out: F4) -> None:
 
 
 @jit
+def _write_host(s: Ledger, i: int, out: F4) -> None:
+    step, held = max(s.prices[i, Price.STEP], 1e-12), 0.0
+    for rank in range(s.ranks):
+        held += s.host_bytes[i, rank]
+    tier = s.host_cap[i] > 0
+    page_s = s.prices[i, Price.HOST_BYTE] * s.codec_bytes[s.top_codec] if tier else 0.0
+    out[GlobalFeature.HOST_SHARE] = held / (float(s.host_cap[i]) * s.ranks) if tier else 0.0
+    out[GlobalFeature.HOST_HIT_RATE] = min(1.0, max(0.0, s.moving[i, 5]))
+    out[GlobalFeature.PRICE_HOST] = _log2(page_s / step)
+
+
+@jit
 def write_telemetry(s: Ledger, i: int, groups: F4, globals_: F4) -> None:
     """Write the telemetry of the interval just ended into `groups` (N, F) and `globals_` (F,); start a new one."""
     sums = np.zeros((groups.shape[0], 8))
@@ -223,6 +235,7 @@ def write_telemetry(s: Ledger, i: int, groups: F4, globals_: F4) -> None:
     _write_flow(s, i, globals_)
     _write_control(s, i, globals_)
     _write_prices(s, i, globals_)
+    _write_host(s, i, globals_)
     for g in range(groups.shape[0]):
         s.group_wishes[i, g, 0] = 0.0
         s.group_wishes[i, g, 1] = 0.0

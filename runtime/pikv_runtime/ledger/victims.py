@@ -11,6 +11,7 @@ from __future__ import annotations
 from pikv_runtime.contract import BLOCK_WEIGHTS
 from pikv_runtime.ledger.blocks import drop_block, to_cache
 from pikv_runtime.ledger.heap import heapify, pop, push
+from pikv_runtime.ledger.host import drop_oldest, to_host
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import Ledger, Tally
 from pikv_runtime.ledger.utility import block_utility
@@ -82,9 +83,30 @@ def evict_cached(s: Ledger, i: int) -> bool:
     if block < 0:
         refresh_victims(s, i)
         block = _next_victim(s, i)
-    s.tally[i, Tally.EVICTED_BLOCKS] += 1
-    drop_block(s, i, block)
+    _evict(s, i, block)
     return True
+
+
+@jit
+def free_slot(s: Ledger, i: int) -> bool:
+    """Free a block slot: the host's oldest block goes first. False if there is nothing to give up."""
+    if s.host_cap[i] > 0 and drop_oldest(s, i):
+        return True
+    before = s.free_count[i]
+    while s.free_count[i] == before:
+        if not evict_cached(s, i):
+            return False
+        if s.free_count[i] == before:
+            drop_oldest(s, i)  # it went to the host, which frees no slot
+    return True
+
+
+@jit
+def _evict(s: Ledger, i: int, block: int) -> None:
+    """A cached block leaves the device: for the host if there is one and it fits, else for good."""
+    s.tally[i, Tally.EVICTED_BLOCKS] += 1
+    if s.host_cap[i] == 0 or not to_host(s, i, block):
+        drop_block(s, i, block)
 
 
 @jit
@@ -105,8 +127,7 @@ def evict_cached_on(s: Ledger, i: int, rank: int) -> bool:
         if block < 0:
             refresh_victims(s, i)
         elif _on_rank(s, i, block, rank):
-            s.tally[i, Tally.EVICTED_BLOCKS] += 1
-            drop_block(s, i, block)
+            _evict(s, i, block)
             return True
 
 

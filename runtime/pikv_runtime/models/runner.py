@@ -145,6 +145,10 @@ class ModelRunner:
         """True bytes of resident pages, by local rank and codec."""
         return {rank: store.nbytes() for rank, store in self.stores.items()}
 
+    def host_nbytes(self) -> dict[int, dict[str, int]]:
+        """True bytes of pages in host memory, by local rank and codec."""
+        return {rank: store.host.nbytes() for rank, store in self.stores.items()}
+
     def _seed(self, segments: Sequence[Segment], view: CacheView) -> None:
         audited = {s.slot: s for s in segments if s.audited}
         fresh = [s for slot, s in audited.items() if slot not in self._audited]

@@ -25,6 +25,9 @@ class Hardware:
     flops_8bit: float
     """The same for 8-bit weights, where they are not expanded first."""
     flops_efficiency: float
+    host_bytes_s: float
+    """Peak bandwidth to host memory, bytes per second in one direction."""
+    host_efficiency: float
     launch_s: float
     """Fixed part of a kernel, seconds."""
     launches_per_layer: float
@@ -39,13 +42,17 @@ class Hardware:
             value = getattr(self, field.name)
             if field.name not in ("gpu", "source") and not value > 0:
                 raise ValueError(f"hardware {self.gpu!r}: {field.name}={value}, must be positive")
-        for name in ("memory_share", "read_efficiency", "flops_efficiency"):
+        for name in ("memory_share", "read_efficiency", "flops_efficiency", "host_efficiency"):
             if getattr(self, name) > 1:
                 raise ValueError(f"hardware {self.gpu!r}: {name}={getattr(self, name)}, a share is at most 1")
 
     def stream_s(self, size: float) -> float:
         """Seconds to read (or write) `size` bytes of device memory."""
         return size / (self.read_bytes_s * self.read_efficiency)
+
+    def host_byte_s(self) -> float:
+        """Seconds to move one byte between device and host memory."""
+        return 1.0 / (self.host_bytes_s * self.host_efficiency)
 
     def compute_s(self, operations: float, number_bytes: float = 2.0) -> float:
         """Seconds for `operations` floating-point operations; weights of one byte use the 8-bit rate."""

@@ -47,6 +47,7 @@ def roofline_prices(
     if ranks > 1:
         p[Price.COLLECTIVE], p[Price.LINK_BYTE] = query_link(links, geometry, ranks, rows)
     p[Price.DECISION] = hardware.decision_s
+    p[Price.HOST_BYTE] = hardware.host_byte_s()
     return p
 
 
