@@ -89,7 +89,8 @@ def test_a_pressure_out_of_reach_is_shown(summary):
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(tables.families(evaluation))
     text = console.export_text()
-    assert re.search(r"needle \(test\) +1\.6 \(0\.8\)", text) and re.search(r"regime-shift \(test\) +1\.6 ", text)
+    assert re.search(r"needle \(test\).*\n +pressure 1\.6 \(0\.8\) ", text)
+    assert re.search(r"regime-shift \(test\).*\n +pressure 1\.6  ", text)
 
 
 def test_roles_by_name_or_as_given(summary):

@@ -106,12 +106,13 @@ def families(section: Evaluation) -> Table:
     """Every policy on every family, with the parts of J."""
     right = ("J", "95% interval", "latency", "memory", "fidelity", "worst")
     caption = "pressure asked (reached); latency: L / L_U; memory: M; fidelity: F; worst: loss of the worst request"
-    table = plain_table("Evaluation by family: less J is better", ("family", "pressure", "policy"), right, caption)
+    table = plain_table("Evaluation by family: less J is better", ("family", "policy"), right, caption)
     for family, block in section["families"].items():
         ordered = sorted(block["policies"].items(), key=lambda item: item[1]["J"])
+        heads = [f"{family} ({block['split']})", f"  pressure {pressure(block)}"]
         for place, (policy, row) in enumerate(ordered):
             table.add_row(
-                *((f"{family} ({block['split']})", pressure(block)) if place == 0 else ("", "")), policy,
+                heads[place] if place < len(heads) else "", policy,
                 number(row["J"]), span(row.get("ci95")), number(row["latency"]), number(row["memory"]),
                 number(row["fidelity"], 4), number(row.get("worst_request"), 2),
                 style=_STYLES[role(section, policy)], end_section=place == len(ordered) - 1,
