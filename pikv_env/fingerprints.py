@@ -59,5 +59,5 @@ def pool_fingerprint(pool: WorkloadPool) -> str:
         caps = [(p.working_set_bytes, float(p.floor_bytes)) for p in pool.prepared]
         parts = [library_fingerprint(pool.library), workloads, np.array(numbers), np.array(caps)]
         served = [np.asarray(pool.prices), pool.shape, [asdict(c) for c in pool.classes]]
-        _POOLS[pool] = digest([*parts, *served, pool.config.runtime, pool.config.ranks])
+        _POOLS[pool] = digest([*parts, *served, pool.config.runtime, pool.config.ranks, pool.config.host])
     return _POOLS[pool]

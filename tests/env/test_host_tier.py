@@ -7,6 +7,7 @@ import pytest
 from trace_kit import SMALL, make_batch, play
 
 from pikv_env.config import EnvConfig
+from pikv_env.snapshot import StateError
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.costs import breakdown
 from pikv_runtime.ledger import Tally, check_integrity
@@ -41,6 +42,13 @@ def test_a_late_control_is_another_episode_and_a_prompt_one_the_same():
         tallies.append(batch.state.tally[0].copy())
     np.testing.assert_array_equal(tallies[0], tallies[1])
     assert (tallies[0] != tallies[2]).any() and tallies[2][Tally.EVICTED_PAGES] > 0
+
+
+def test_a_state_belongs_to_a_pool_with_the_same_host():
+    one, other = (make_batch(host=host, **TIGHT) for host in (1.0, 2.0))
+    one.reset_lane(0, workload=0)
+    with pytest.raises(StateError, match="another pool"):
+        other.set_state(0, one.get_state(0))
 
 
 def test_two_sizes_of_one_tier_are_refused():

@@ -34,7 +34,7 @@ from pikv_runtime.ledger.host import to_host
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.pages import place
 from pikv_runtime.ledger.state import IN_HOST, ON_DEVICE, Price
-from pikv_runtime.ledger.victims import evict_cached
+from pikv_runtime.ledger.victims import evict_cached, free_slot
 
 CHAIN = 500 + np.arange(8, dtype=np.int64)
 BANK = bank(pages=16)
@@ -159,14 +159,14 @@ def test_hits_on_both_sides_of_the_bus_survive_making_room_for_each_other(ledger
 
 def test_who_cannot_be_brought_back_in_full_leaves_everything_where_it_was(ledger):
     s = serve(ledger, twin(0, 33), twin(1, 33, 2, arrival=100.0))
-    for key in CHAIN[4:]:
+    for key in CHAIN[4:7]:
         assert to_host(s, 0, find(s, 0, int(key)))
     # Room that only demotion could make, which finds nothing to demote: the admission is tried, and fails.
     steer(s, demote_on_pressure=1.0, r_pressure=4.0)
     s.cap_bytes[0] = 9 * BLOCK_BYTES
-    s.bytes_rank[0, 0] += 5000
+    s.bytes_rank[0, 0] += 4700  # room for one of the three
     assert iterate(s) == 0
-    s.bytes_rank[0, 0] -= 5000
+    s.bytes_rank[0, 0] -= 4700
     assert s.running_count[0] == 0 and s.tally[0, Tally.HOST_IN_BLOCKS] == 1
     assert s.host_bytes[0].sum() + s.bytes_rank[0].sum() == 8 * SEALED
     lg.check_integrity(s, 0)
@@ -218,6 +218,16 @@ def test_where_slots_run_out_the_host_gives_up_its_blocks():
     s.cap_bytes[0] = 18 * BLOCK_BYTES
     drain(s, signals=BANK)
     assert (s.req_status[0, :6] == lg.Status.DONE).all() and s.tally[0, Tally.HOST_OUT_BLOCKS] > 0
+
+
+def test_a_slot_is_taken_from_the_host_before_the_device(ledger):
+    s = serve(ledger, twin(0, 33))
+    assert to_host(s, 0, find(s, 0, int(CHAIN[6]))) and to_host(s, 0, find(s, 0, int(CHAIN[7])))
+    for cached, hosted in ((6, 1), (6, 0), (5, 0)):
+        free = int(s.free_count[0])
+        assert free_slot(s, 0) and s.free_count[0] == free + 1
+        assert (s.cached_count[0], s.host_count[0]) == (cached, hosted)
+        lg.check_integrity(s, 0)
 
 
 def test_without_a_tier_blocks_are_dropped_and_telemetry_says_so(ledger):
