@@ -69,7 +69,7 @@ def read_mooncake(path: str | Path, block_tokens: int | None = None) -> list[Moo
 def write_records(path: str | Path, records: Iterable[MooncakeRecord]) -> int:
     """Write a trace, packed where the name ends in `.gz`; returns the number of records.
 
-    Hash ids are renumbered 0, 1, 2, … by first use. The file appears whole or not at all.
+    Hash ids are renumbered 0, 1, 2, … by first use. The file appears whole or not at all; its folder is made.
     """
     numbers: dict[int, int] = {}
     lines = []
@@ -83,6 +83,7 @@ def write_records(path: str | Path, records: Iterable[MooncakeRecord]) -> int:
         lines.append(json.dumps(line) + "\n")
     data, path = "".join(lines).encode(), Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         temporary.write_bytes(gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)
         os.replace(temporary, path)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pikv_env.workloads.converters import CONVERTERS, ConversionError, ConvertOptions, convert
-from pikv_env.workloads.mooncake import MooncakeRecord
+from pikv_env.workloads.mooncake import MooncakeRecord, write_records
 from pikv_env.workloads.statistics import describe_trace
 
 
@@ -18,6 +19,29 @@ def test_azure_stamps_need_no_fraction_where_they_have_a_zone(tmp_path: Path) ->
     stamps = (f"{day} 00:00:00+00:00", f"{day} 02:00:00.25+02:00", f"{day}T00:00:01Z", f"{day} 00:00:02.5")
     path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(f"{stamp},9,1\n" for stamp in stamps))
     assert [r.timestamp_ms for r in convert("azure", path, ConvertOptions())] == [0, 250, 1000, 2500]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("mooncake", {"tenants": 3}, "tenants=3: of no use to mooncake, only to azure, servegen"),
+        ("azure", {"rate_per_s": 2.0}, "rate_per_s=2.0: of no use to azure, only to servegen"),
+        ("servegen", {"session_gap_s": 9.0}, "session_gap_s=9.0: of no use to servegen, only to weka"),
+        ("azure", {"tenants": 3, "tenant_tokens": 300}, "tenant_tokens=300: .* at least block_tokens=512"),
+        ("azure", {"start_s": float("nan")}, "start_s=nan"),
+        ("azure", {"seed": -1}, "seed=-1"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    tmp_path: Path, name: str, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(name, tmp_path / "missing", ConvertOptions(**given))
+
+
+def test_the_folder_of_a_trace_is_made(tmp_path: Path) -> None:
+    write_records(tmp_path / "new" / "t.jsonl", [MooncakeRecord(0.0, 600, 5, (1, 2))])
+    assert (tmp_path / "new" / "t.jsonl").read_text().startswith('{"timestamp": 0, ')
 
 
 def test_damaged_archives_are_one_error(tmp_path: Path) -> None:

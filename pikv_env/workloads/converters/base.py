@@ -47,14 +47,21 @@ class ConvertOptions:
     """Statistical sources: mean rate over the window; None: the source's own."""
 
     def __post_init__(self) -> None:
-        if self.start_s < 0 or (self.duration_s is not None and not self.duration_s > 0):
+        if not 0 <= self.start_s < np.inf or (self.duration_s is not None and not self.duration_s > 0):
             raise ValueError(f"start_s={self.start_s}, duration_s={self.duration_s}: allowed start >= 0, duration > 0")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must not be negative")
         if self.max_requests is not None and self.max_requests < 1:
             raise ValueError(f"max_requests={self.max_requests}: must be at least 1")
         if self.block_tokens < 1 or self.tenants < 0 or self.tenant_tokens < 1 or self.tenant_zipf < 0:
             raise ValueError(
                 f"block_tokens={self.block_tokens}, tenants={self.tenants}, tenant_tokens={self.tenant_tokens}, "
                 f"tenant_zipf={self.tenant_zipf}: allowed >= 1, >= 0, >= 1, >= 0"
+            )
+        if self.tenants and self.tenant_tokens < self.block_tokens:
+            raise ValueError(
+                f"tenant_tokens={self.tenant_tokens}: tenants share whole blocks, so at least block_tokens="
+                f"{self.block_tokens}"
             )
         if not self.session_gap_s > 0 or (self.rate_per_s is not None and not self.rate_per_s > 0):
             raise ValueError(f"session_gap_s={self.session_gap_s}, rate_per_s={self.rate_per_s}: must be positive")
@@ -70,6 +77,10 @@ Converter = Callable[[Path, ConvertOptions], Iterable[MooncakeRecord]]
 
 CONVERTERS: Registry[Converter] = Registry("trace format")
 
+_TENANTS = ("tenants", "tenant_tokens", "tenant_zipf")
+_READ_BY = {"azure": _TENANTS, "servegen": (*_TENANTS, "rate_per_s"), "weka": ("session_gap_s",), "mooncake": ()}
+"""Options beside window, seed and block size that a format reads."""
+
 
 def convert(name: str, source: str | Path, options: ConvertOptions) -> list[MooncakeRecord]:
     """Read a source and return the window that `options` ask for.
@@ -84,14 +95,26 @@ def convert(name: str, source: str | Path, options: ConvertOptions) -> list[Moon
 
     Raises:
         ConversionError: On the first line that is wrong, or where the window is empty.
+        ValueError: An option is given that the format has no use for.
         UnknownNameError: No such format.
     """
+    read = CONVERTERS[name]
+    _check_read(name, options)
     start, end = options.start_s * 1000, options.end_s * 1000
-    found = [r for r in CONVERTERS[name](Path(source), options) if start <= r.timestamp_ms < end]
+    found = [r for r in read(Path(source), options) if start <= r.timestamp_ms < end]
     if not found:
         raise ConversionError(f"{source}: no request from {options.start_s:g} s to {options.end_s:g} s")
     found = sorted(found, key=lambda record: record.timestamp_ms)[: options.max_requests]
     return [MooncakeRecord(r.timestamp_ms - start, r.input_length, r.output_length, r.hash_ids) for r in found]
+
+
+def _check_read(name: str, options: ConvertOptions) -> None:
+    """Raise ValueError for an option that this format would pass over in silence."""
+    for option in (*_TENANTS, "session_gap_s", "rate_per_s"):
+        value = getattr(options, option)
+        if value != getattr(ConvertOptions, option) and option not in _READ_BY.get(name, (option,)):
+            users = ", ".join(format for format, read in _READ_BY.items() if option in read)
+            raise ValueError(f"{option}={value}: of no use to {name}, only to {users}")
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
