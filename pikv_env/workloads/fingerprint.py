@@ -23,7 +23,8 @@ def fingerprint(family: Family) -> str:
     """16 hex digits of a family's contents, arrivals and sharing.
 
     Name, split, texts, classes and the share of batch requests do not count: a copy of a training family that
-    changes only these is no other family. A replayed trace counts by its records, not by its path.
+    changes only these is no other family. A replayed trace counts by its records, not by its path, nor by the scale
+    or jitter at which it is read: who learned from a trace has seen it.
 
     Raises:
         MooncakeError: the trace of a replaying family cannot be read.
@@ -69,9 +70,7 @@ def _plain(value: Any) -> Any:
     """A value as JSON can write it."""
     if isinstance(value, Replay):
         records = [[r.timestamp_ms, r.input_length, r.output_length, r.hash_ids] for r in value.records()]
-        digest = hashlib.sha256(json.dumps(records).encode()).hexdigest()
-        told = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "path"}
-        return {"is": type(value).__name__, "records": digest, **told}
+        return {"records": hashlib.sha256(json.dumps(records).encode()).hexdigest()}
     if is_dataclass(value):
         return {"is": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

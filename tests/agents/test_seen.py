@@ -110,4 +110,7 @@ def test_a_fingerprint_counts_what_acts(tmp_path: Path) -> None:
     copied = tmp_path / "elsewhere.jsonl.gz"
     copied.write_bytes(trace_path("builtin:conversation").read_bytes())
     replay = FAMILIES["replay-conversation"]
-    assert fingerprint(dataclasses.replace(replay, arrivals=Trace(copied))) == fingerprint(replay)
+    for trace in (Trace(copied), Trace(copied, token_scale=16.0, jitter_ms=0.0)):
+        assert fingerprint(dataclasses.replace(replay, arrivals=trace)) == fingerprint(replay)
+    other = dataclasses.replace(replay, arrivals=Trace("builtin:agent-loop", block_tokens=2048))
+    assert fingerprint(other) != fingerprint(replay)
