@@ -62,7 +62,8 @@ def _row(path: Any) -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]]) -> Any:
     from pikv_agents.report.tables import plain_table
 
-    table = plain_table("Policies", ("bundle", "view", "families"), ("golden error", "native µs", "numpy µs", "state"))
+    table = plain_table("Policies", ("bundle", "view", "families"), ("golden error", "native µs", "numpy µs"))
+    table.add_column("state", overflow="fold")  # reasons are long, and must not push the names out
     for row in rows:
         times = row.get("decision_us", {})
         error = f"{row['golden_error']:.1e}" if "golden_error" in row else "–"
