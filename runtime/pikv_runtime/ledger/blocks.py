@@ -33,18 +33,14 @@ def lookup(s: Ledger, i: int, q: int) -> int:
 
 
 @jit
-def _parent(s: Ledger, i: int, block: int) -> int:
-    """Indexed parent of `block`, or -1. By hash: its slot may have been given to another block meanwhile."""
-    key = s.block_parent[i, block]
-    return find(s, i, key) if key != 0 else -1
-
-
-@jit
 def link(s: Ledger, i: int, block: int) -> None:
-    """Count indexed `block` among its parent's children, once for each time that the parent is indexed."""
-    parent = _parent(s, i, block)
+    """Count indexed `block` among its parent's children, once for each time that the parent is indexed. The parent is
+    found by hash: its old slot may have been given to another block meanwhile."""
+    key = s.block_parent[i, block]
+    parent = find(s, i, key) if key != 0 else -1
     if parent >= 0 and s.block_linked[i, block] != s.block_serial[i, parent]:
         s.block_linked[i, block] = s.block_serial[i, parent]
+        s.block_up[i, block] = parent
         s.block_children[i, parent] += 1
 
 
@@ -65,8 +61,9 @@ def unindex(s: Ledger, i: int, block: int) -> None:
     if s.block_hash[i, block] == 0:
         return
     remove(s, i, block)
-    parent = _parent(s, i, block)
-    if parent >= 0 and s.block_linked[i, block] == s.block_serial[i, parent]:
+    s.block_serial[i, block] = 0
+    linked, parent = s.block_linked[i, block], s.block_up[i, block]
+    if linked != 0 and s.block_serial[i, parent] == linked:  # else the parent went, or its slot is another's
         s.block_children[i, parent] -= 1
 
 
@@ -74,8 +71,6 @@ def unindex(s: Ledger, i: int, block: int) -> None:
 def to_cache(s: Ledger, i: int, block: int) -> None:
     """Keep a whole block without users for a later prompt."""
     s.block_cached[i, block] = 1
-    s.block_place[i, block] = s.cached_count[i]
-    s.cached_list[i, s.cached_count[i]] = block
     s.cached_count[i] += 1
     for layer in range(s.layers):
         s.cached_bytes[i, s.block_rank[i, block, layer]] += s.codec_bytes[s.block_codec[i, block, layer]]
@@ -86,9 +81,6 @@ def from_cache(s: Ledger, i: int, block: int) -> None:
     """Cached `block` is cached no more: it gets a user, or is dropped."""
     s.block_cached[i, block] = 0
     s.cached_count[i] -= 1
-    moved = s.cached_list[i, s.cached_count[i]]
-    s.cached_list[i, s.block_place[i, block]] = moved
-    s.block_place[i, moved] = s.block_place[i, block]
     for layer in range(s.layers):
         s.cached_bytes[i, s.block_rank[i, block, layer]] -= s.codec_bytes[s.block_codec[i, block, layer]]
 

@@ -118,8 +118,9 @@ def _steer_live(s: Ledger, i: int) -> None:
 def _heap_cached(s: Ledger, i: int, values: F8, blocks: I8) -> int:
     """List the cached blocks that have a rung below as a heap. Returns how many."""
     count = 0
-    for j in range(s.cached_count[i]):
-        block = s.cached_list[i, j]
+    for block in range(s.block_cached.shape[1]):
+        if s.block_cached[i, block] == 0:
+            continue
         for layer in range(s.layers):
             if next_rung(s, s.block_codec[i, block, layer]) >= 0:
                 blocks[count] = block

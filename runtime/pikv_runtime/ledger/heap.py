@@ -1,4 +1,5 @@
-"""A binary heap over (value, id): hands out the lowest first, ties by id, and sorts no more than is asked for."""
+"""Binary heaps: they hand out the lowest first and sort no more than is asked for. Over (value, id), ties by id, and
+over single words."""
 
 from __future__ import annotations
 
@@ -56,3 +57,49 @@ def pop(values: F8, ids: I8, count: int) -> int:
     if last > 0:
         _sift_down(values, ids, last, first)
     return entry
+
+
+@jit
+def _sink(keys: I8, count: int, start: int) -> None:
+    key, at = keys[start], start
+    while True:
+        below = 2 * at + 1
+        if below >= count:
+            break
+        if below + 1 < count and keys[below + 1] < keys[below]:
+            below += 1
+        if key < keys[below]:
+            break
+        keys[at] = keys[below]
+        at = below
+    keys[at] = key
+
+
+@jit
+def heapify_keys(keys: I8, count: int) -> None:
+    """Order the first `count` words as a heap."""
+    for start in range(count // 2 - 1, -1, -1):
+        _sink(keys, count, start)
+
+
+@jit
+def push_key(keys: I8, count: int, key: int) -> None:
+    """Add a word to a heap of `count`."""
+    at = count
+    while at > 0:
+        above = (at - 1) >> 1
+        if keys[above] < key:
+            break
+        keys[at] = keys[above]
+        at = above
+    keys[at] = key
+
+
+@jit
+def pop_key(keys: I8, count: int) -> int:
+    """Take the lowest of `count` words off; `count - 1` remain."""
+    key, last = keys[0], count - 1
+    keys[0] = keys[last]
+    if last > 0:
+        _sink(keys, last, last - last)  # not a literal 0: it would be compiled for apart
+    return key

@@ -23,6 +23,8 @@ def open_block(s: Ledger, i: int, r: int, rank: int) -> None:
     s.block_parent[i, block] = s.req_hashes[i, q, p - 1] if p > 0 else 0
     s.block_depth[i, block] = p
     s.block_children[i, block] = 0
+    s.block_serial[i, block] = 0
+    s.block_linked[i, block] = 0
     s.block_users[i, block] = 1
     s.block_full[i, block] = 0
     s.block_sealed[i, block] = 0

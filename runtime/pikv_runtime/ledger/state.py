@@ -213,9 +213,10 @@ class Ledger(NamedTuple):
     block_parent: I8  # (n, B) hash of the parent, 0 at a chain's start
     block_depth: I4
     block_children: I4  # indexed children that were linked to it
-    block_order: F8  # (n, B) utility under which it was last put into the heap of victims
+    block_order: I8  # (n, B) its last entry in the heap of victims
     block_serial: I8  # (n, B) number of its indexing, and that of the parent it is linked to: slots are reused
     block_linked: I8
+    block_up: I4  # (n, B) slot of that parent
     last_serial: I8  # (n,)
     block_users: I4  # running requests that list it
     block_full: I1
@@ -232,13 +233,10 @@ class Ledger(NamedTuple):
     block_tag: I1  # (n, B, L), -1 untagged
     block_refs: I4  # (n, B, L)
     block_error: F4  # (n, B, L, K)
-    index_slot: I4  # (n, H) open addressing by hash, -1 free
-    index_key: I8  # (n, H) the hash, where a slot is
-    cached_list: I4  # (n, B) cached blocks in no order
+    index_key: I8  # (n, H) open addressing by hash, 0: free; its slot lies beside it
+    index_slot: I4
     cached_count: I4  # (n,)
-    block_place: I4  # (n, B) position in `cached_list`
     victims: I8  # (n, 2B) heap of cached blocks by utility, see victims.py
-    victim_value: F8  # (n, 2B)
     victim_count: I4  # (n,), -1 where there is none
     victim_made_s: F8  # (n,) when the heap was made
     victim_weights: F4  # (n, 6) block weights it was made under
@@ -388,8 +386,8 @@ def _block_row(layers: int) -> np.dtype[np.void]:
         *((name, np.int32, ()) for name in ("uses", "children", "depth", "length")),
         ("last_s", np.float64, ()),
         *((name, np.int64, ()) for name in ("hash", "parent", "serial", "linked")),
-        ("order", np.float64, ()),
-        ("place", np.int32, ()),
+        ("order", np.int64, ()),
+        ("up", np.int32, ()),
         ("error", np.float32, (layers, len(CODECS))),
     ]
     size = np.dtype(fields, align=True).itemsize
@@ -408,13 +406,12 @@ def _block_arrays(d: Dims) -> dict[str, NDArray]:
     n, b = d.lanes, d.blocks
     rows = _rows((n, b), _block_row(d.layers))
     index = 1 << max(4, (2 * b - 1).bit_length())
+    entries = _rows((n, index), np.dtype([("key", np.int64), ("slot", np.int32)], align=True))
     return {
         **{f"block_{name}": rows[name] for name in rows.dtype.names or () if name != "spare"},
-        "index_slot": np.zeros((n, index), np.int32),
-        "index_key": np.zeros((n, index), np.int64),
-        "cached_list": np.zeros((n, b), np.int32),
+        "index_key": entries["key"],
+        "index_slot": entries["slot"],
         "victims": np.zeros((n, 2 * b), np.int64),
-        "victim_value": np.zeros((n, 2 * b)),
         "host_order": np.zeros((n, 2 * b if d.host else 0), np.int64),
         "host_value": np.zeros((n, 2 * b if d.host else 0)),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pikv_runtime.contract import BLOCK_WEIGHTS
 from pikv_runtime.ledger.blocks import drop_block, to_cache
-from pikv_runtime.ledger.heap import heapify, pop, push
+from pikv_runtime.ledger.heap import heapify_keys, pop_key, push_key
 from pikv_runtime.ledger.host import drop_oldest, to_host
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import Ledger, Tally
@@ -18,20 +18,27 @@ from pikv_runtime.ledger.utility import block_utility
 
 FIRST_WEIGHT = int(BLOCK_WEIGHTS.start)
 ORDER_INTERVALS = 32.0
+MOST_UTILITY = 16.0  # six weights of at most 1, on features of at most 2
+SCALE = float(1 << 26)  # utilities are told apart to 1.5e-8
+
+
+@jit
+def _entry(s: Ledger, i: int, block: int) -> int:
+    """Utility in fixed point above, block slot below: entries in order are blocks in order, and one word each."""
+    return (int((block_utility(s, i, block, s.victim_made_s[i]) + MOST_UTILITY) * SCALE) << 32) | block
 
 
 @jit
 def refresh_victims(s: Ledger, i: int) -> None:
     """Order all cached blocks, lowest utility first."""
-    values, blocks = s.victim_value[i], s.victims[i]
-    count = s.cached_count[i]
-    for j in range(count):
-        blocks[j] = s.cached_list[i, j]
-        values[j] = block_utility(s, i, blocks[j], s.clock_s[i])
-        s.block_order[i, blocks[j]] = values[j]
-    heapify(values, blocks, count)
-    s.victim_count[i] = count
+    heap, count = s.victims[i], 0
     s.victim_made_s[i] = s.clock_s[i]
+    for block in range(s.block_cached.shape[1]):
+        if s.block_cached[i, block] == 1:
+            heap[count] = s.block_order[i, block] = _entry(s, i, block)
+            count += 1
+    heapify_keys(heap, count)
+    s.victim_count[i] = count
 
 
 @jit
@@ -44,9 +51,9 @@ def cache_block(s: Ledger, i: int, block: int) -> None:
     if count == s.victims.shape[1]:
         s.victim_count[i] = -1  # full of entries that are passed over: make it again
         return
-    value = block_utility(s, i, block, s.victim_made_s[i])
-    s.block_order[i, block] = value
-    push(s.victim_value[i], s.victims[i], count, value, block)
+    entry = _entry(s, i, block)
+    s.block_order[i, block] = entry
+    push_key(s.victims[i], count, entry)
     s.victim_count[i] = count + 1
 
 
@@ -66,10 +73,10 @@ def age_victims(s: Ledger, i: int) -> None:
 def _next_victim(s: Ledger, i: int) -> int:
     """The next block in order that is still cached as it was put there, or -1."""
     while s.victim_count[i] > 0:
-        value = s.victim_value[i, 0]
-        block = pop(s.victim_value[i], s.victims[i], s.victim_count[i])
+        entry = pop_key(s.victims[i], s.victim_count[i])
         s.victim_count[i] -= 1
-        if s.block_cached[i, block] == 1 and s.block_order[i, block] == value:
+        block = entry & 0xFFFFFFFF
+        if s.block_cached[i, block] == 1 and s.block_order[i, block] == entry:
             return block
     return -1
 
