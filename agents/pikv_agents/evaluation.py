@@ -125,7 +125,8 @@ def priced(suite: Suite) -> dict[str, Any]:
     folding = folding_of(suite.library, suite.config)
     told = {"what_if": folding.label()} if folding.what_if else {}
     env = {name: getattr(suite.config, name) for name in ENV_FIELDS}
-    return {"env": {**env, "control_latency_s": suite.config.runtime.control_latency_s}, **told}
+    runtime = {"control_latency_s": suite.config.runtime.control_latency_s}
+    return {"env": {**env, "runtime": runtime}, **told}
 
 
 def starts(policies: Mapping[str, PolicyLike]) -> list[str]:

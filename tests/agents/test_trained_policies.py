@@ -6,8 +6,7 @@ import pytest
 
 from pikv_agents.bundles import describe, find_bundles
 from pikv_agents.rollout import Episode, Suite
-from pikv_env.builtin import resolve_library
-from pikv_env.config import EnvConfig
+from pikv_env.builtin import make_config, resolve_library
 from pikv_env.workloads.families import FAMILIES
 from pikv_runtime.policy import load_bundle, load_policy
 
@@ -40,7 +39,7 @@ def test_its_evaluation_can_be_repeated(path):
     found, provenance = bundle.evaluation["evaluation"], bundle.manifest.provenance
     name, family = next((n, f) for n, f in found["families"].items() if f["split"] == "test")
     assert FAMILIES[family["family"]].split == "test" and family["family"] not in provenance["families"]
-    suite = Suite(resolve_library(), EnvConfig(**found["meta"]["env"]))
+    suite = Suite(resolve_library(), make_config(**found["meta"]["env"]))
     episode = Episode(family["family"], found["seeds"][0], family["pressure"])
     outcome = suite.run(lambda: load_policy(path, guard=False), [episode])[0]
     assert pytest.approx(family["policies"]["learned"]["scores"][0], rel=0.02) == outcome.score.J, name
