@@ -133,6 +133,10 @@ class LoadedPool(WorkloadPool):
         cap = live + m.cached_blocks * m.layers * int(codec[BF16])
         return self.prepared[workload].working_set_bytes / cap
 
+    def _block_slots(self) -> int:
+        """Bytes must run out before slots do, whatever the pressure that the cap amounts to."""
+        return 2 * self.instance.cached_blocks + self.instance.running * self.pages + 1
+
     def _draw(self, family: Family, rng: np.random.Generator) -> tuple[RequestList, Reference]:
         workload = self.workload(rng)
         slots = distinct_blocks(workload.requests) + self.instance.running * self.pages + 1

@@ -57,21 +57,33 @@ def steering(batch: TraceBatch) -> None:
 
 def measure(instance: Instance, lanes: int, threads: int, steps: int, repeats: int, steer: bool = False) -> Speed:
     """Steps of the batch per second of wall time, times lanes; observations are written, nothing is learned."""
-    batch = loaded_batch(instance, lanes, (steps + WARM_STEPS) * (repeats + 1), threads)
-    (steering if steer else neutral)(batch)
-    for _ in range(WARM_STEPS):
-        batch.step()
-    rates, before = [], batch.state.tally.copy()
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(steps):
-            batch.step()
-        rates.append(steps * lanes / (time.perf_counter() - start))
-    if batch.state.running_count.mean() < BUSY * instance.running:
-        raise RuntimeError(f"{instance}: only {batch.state.running_count.mean():.1f} requests ran at the end")
+    batch = warm_batch(instance, lanes, threads, steps * repeats, steer)
+    before = batch.state.tally.copy()
+    rates = [rate(batch, steps) for _ in range(repeats)]
     held = (batch.state.tally - before).mean(0) / (steps * repeats)
     batch.close()
     return Speed(float(np.median(rates)), min(rates), max(rates), _contents(batch, held))
+
+
+def warm_batch(instance: Instance, lanes: int, threads: int, steps: int, steer: bool = False) -> TraceBatch:
+    """A loaded batch under the controls that are to be measured, with arrivals for `steps` more."""
+    batch = loaded_batch(instance, lanes, 2 * (steps + WARM_STEPS), threads)
+    (steering if steer else neutral)(batch)
+    for _ in range(WARM_STEPS):
+        batch.step()
+    return batch
+
+
+def rate(batch: TraceBatch, steps: int) -> float:
+    """Intervals per second over `steps` steps; raises RuntimeError if the lanes run idle."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        batch.step()
+    found = steps * batch.num_envs / (time.perf_counter() - start)
+    slots = batch.config.runtime.slots
+    if batch.state.running_count.mean() < BUSY * slots:
+        raise RuntimeError(f"only {batch.state.running_count.mean():.1f} requests of {slots} run: this measures idling")
+    return found
 
 
 def _contents(batch: TraceBatch, held: np.ndarray) -> dict[str, float]:

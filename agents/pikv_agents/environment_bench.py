@@ -18,6 +18,7 @@ from pikv_env.sb3 import TraceVecEnv
 
 Row = dict[str, Any]
 TARGET_INTERVALS, TARGET_RATIO, TARGET_LEARNING = 20_000, 1_000, 8_000
+GROWN_LANES = 4
 PACKAGES = ("numpy", "numba", "torch", "stable-baselines3", "gymnasium")
 
 
@@ -71,12 +72,18 @@ def _learning_rows(threads: int, repeats: int) -> Iterator[Row]:
 
 
 def _grown_rows(repeats: int) -> Iterator[Row]:
-    """Microseconds of an interval of one lane as one size grows: one thread, few lanes."""
-    baseline = None
-    for what, size, instance in speed.grown():
-        found = speed.measure(instance, 4, 1, _steps(instance), min(3, repeats))
-        baseline = baseline or found.interval_us
-        yield _row(f"{what}={size}", found.interval_us, "µs/interval", baseline, holds=found.per_interval)
+    """Microseconds of an interval of one lane as one size grows, each beside the reference in turns: one thread, few
+    lanes."""
+    turns, sizes = max(3, repeats), list(speed.grown())
+    steps = _steps(speed.REFERENCE)
+    reference = speed.warm_batch(speed.REFERENCE, GROWN_LANES, 1, steps * turns * len(sizes))
+    for what, size, instance in sizes:
+        batch = speed.warm_batch(instance, GROWN_LANES, 1, _steps(instance) * turns)
+        pairs = [(speed.rate(reference, steps), speed.rate(batch, _steps(instance))) for _ in range(turns)]
+        ratio = median(before / after for before, after in pairs)
+        beside, alone = (1e6 / median(column) for column in zip(*pairs, strict=True))
+        row = _row(f"{what}={size}", alone, "µs/interval", baseline=beside)
+        yield {**row, "ratio": ratio}
 
 
 def versions() -> dict[str, str]:

@@ -76,7 +76,7 @@ def _audit_meter() -> Trick:
 @hack(
     "audit-lone",
     "find out whether a request that runs alone is audited",
-    "where many run nobody is alone; on an idle machine it pays, see *Open*",
+    "where many run nobody is alone; where one does, its loss is told when it has ended",
 )
 def _audit_lone() -> Trick:
     last: list[tuple[bool, float, Array]] = []
