@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pikv_runtime.contract import GlobalControl
+from pikv_runtime.ledger.admission import retire
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pages import tell_users
 from pikv_runtime.ledger.references import fill, seal
-from pikv_runtime.ledger.schedule import retire, tpot_rate, ttft_rate
+from pikv_runtime.ledger.schedule import tpot_rate, ttft_rate
 from pikv_runtime.ledger.state import F4, I1, Ledger, Status, Tally
 from pikv_runtime.ledger.utility import window_start
 

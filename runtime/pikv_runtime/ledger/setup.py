@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pikv_runtime.config import ROUTER_CODES, RuntimeConfig
 from pikv_runtime.contract import Control
+from pikv_runtime.ledger.allocation import Dims, allocate, group_layers
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.observe import observed_step
 from pikv_runtime.ledger.record import record
@@ -20,12 +21,9 @@ from pikv_runtime.ledger.state import (
     BF16,
     CODECS,
     NO_CAP,
-    Dims,
     Ledger,
     Status,
     Tally,
-    allocate,
-    group_layers,
 )
 from pikv_runtime.requests import Request, ServiceClass, is_audited
 
