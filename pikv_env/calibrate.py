@@ -10,7 +10,6 @@ import datetime
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from pikv_env import microbench
 from pikv_env.iteration_log import EXTRAS, FITTED, IterationLog, phases, serve, stopwatch
+from pikv_env.whole_file import write_whole
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.ledger.state import CODECS, Price
 from pikv_runtime.models import load_model
@@ -255,14 +255,5 @@ def check_path(path: str | Path) -> Path:
 def save_profile(profile: Profile, path: str | Path) -> Path:
     """Write a profile as JSON, atomically: a reader sees the old file or the whole new one."""
     path = check_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(profile), indent=1) + "\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, (json.dumps(asdict(profile), indent=1) + "\n").encode())
     return path

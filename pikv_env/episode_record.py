@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from pikv_env.batch import TraceBatch
 from pikv_env.episode import episode_info
 from pikv_env.fingerprints import digest, library_fingerprint, workload_fingerprint
+from pikv_env.whole_file import write_whole
 from pikv_runtime import __version__
 from pikv_runtime.contract import CONTRACT_HASH, GLOBAL_CONTROLS, GROUP_CONTROLS
 from pikv_runtime.objective import OBJECTIVE_VERSION
@@ -65,17 +64,7 @@ class EpisodeRecord:
 
     def save(self, path: str | Path) -> None:
         """Write the file, atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self.to_bytes())
-            os.chmod(temporary, 0o644)  # mkstemp makes it private; a record is meant to be shared
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(Path(path), self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The file's content."""

@@ -21,6 +21,7 @@ from pikv_env.traces.library import TraceLibrary
 from pikv_env.traces.synthetic import synthetic_library
 from pikv_env.workloads.families import Family
 from pikv_runtime.config import RuntimeConfig
+from pikv_runtime.contract import Control
 from pikv_runtime.ledger.drive import reference_run
 from pikv_runtime.ledger.state import BF16, NATIVE, Price, Tally
 from pikv_runtime.objective import Reference
@@ -184,13 +185,18 @@ def loaded_batch(instance: Instance, lanes: int, intervals: int, threads: int = 
     for lane in range(lanes):
         workload = lane % len(pool.prepared)
         batch.reset_lane(lane, workload=workload, pressure=pool.pressure_of(workload))
-    batch.control_globals[:] = batch.state.control_globals
-    batch.control_groups[:] = batch.state.control_groups
+    neutral(batch)
     while not _full(batch, instance):
         batch.step()
         if batch.done.any():
             raise RuntimeError(f"{instance}: only {batch.state.cached_count.min()} blocks cached when arrivals ended")
     return batch
+
+
+def neutral(batch: TraceBatch) -> None:
+    """Ask for nothing: the start of every learner."""
+    safe = Control.neutral(batch.num_groups)
+    batch.control_groups[:], batch.control_globals[:] = safe.groups, safe.globals
 
 
 def _full(batch: TraceBatch, instance: Instance) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from pikv_env.batch import TraceBatch
-from pikv_env.reference_instance import Instance, LoadedPool, loaded_batch
+from pikv_env.reference_instance import Instance, LoadedPool, loaded_batch, neutral
 from pikv_env.sb3 import TraceVecEnv
-from pikv_runtime.contract import Control, GlobalControl, GroupControl
+from pikv_runtime.contract import GlobalControl, GroupControl
 from pikv_runtime.engine import Engine
 from pikv_runtime.ledger.state import Status, Tally
 from pikv_runtime.requests import RequestList
@@ -33,17 +33,6 @@ class Speed:
     high: float
     per_interval: dict[str, float]
     """What an interval held on average: iterations, looks at requests, pages, blocks."""
-
-    @property
-    def interval_us(self) -> float:
-        """Wall time of an interval of one lane, microseconds."""
-        return 1e6 / self.intervals_per_s
-
-
-def neutral(batch: TraceBatch) -> None:
-    """Ask for nothing: the start of every learner."""
-    safe = Control.neutral(batch.num_groups)
-    batch.control_groups[:], batch.control_globals[:] = safe.groups, safe.globals
 
 
 def steering(batch: TraceBatch) -> None:
@@ -68,7 +57,8 @@ def measure(instance: Instance, lanes: int, threads: int, steps: int, repeats: i
 def warm_batch(instance: Instance, lanes: int, threads: int, steps: int, steer: bool = False) -> TraceBatch:
     """A loaded batch under the controls that are to be measured, with arrivals for `steps` more."""
     batch = loaded_batch(instance, lanes, 2 * (steps + WARM_STEPS), threads)
-    (steering if steer else neutral)(batch)
+    if steer:
+        steering(batch)
     for _ in range(WARM_STEPS):
         batch.step()
     return batch

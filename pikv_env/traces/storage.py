@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,27 +13,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pikv_env.traces.validation import TraceError
+from pikv_env.whole_file import write_whole
 
 FORMAT = "pikv-trace-library"
 VERSION = "1"
 
 
 def write_file(path: Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
-    """Write arrays and metadata to a temporary file beside `path`, then rename it over `path`."""
+    """Write arrays and metadata; the file appears whole or not at all."""
     header = {"format": FORMAT, "version": VERSION, "meta": json.dumps(dict(meta), sort_keys=True)}
     payload = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=header)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a library is meant to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, payload)
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
+from pikv_env.whole_file import write_whole
 from pikv_runtime.requests import RequestList
 
 BLOCK_TOKENS = 512  # of the public traces
@@ -82,13 +82,7 @@ def write_records(path: str | Path, records: Iterable[MooncakeRecord]) -> int:
         }
         lines.append(json.dumps(line) + "\n")
     data, path = "".join(lines).encode(), Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_bytes(gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)
     return len(lines)
 
 

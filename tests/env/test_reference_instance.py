@@ -15,7 +15,6 @@ from pikv_runtime.ledger.state import Tally
 @pytest.mark.parametrize("instance", [speed.REFERENCE, replace(speed.LONG, cached_blocks=2000)], ids=["4", "32"])
 def test_a_loaded_batch_holds_the_pages_blocks_and_looks_that_are_stated(instance: Instance) -> None:
     batch = loaded_batch(instance, lanes=1, intervals=200)
-    speed.neutral(batch)
     s, steps = batch.state, 40
     before, seen, live, running = s.tally.copy(), audited_looks(batch), [], []
     for _ in range(steps):
