@@ -124,7 +124,7 @@ class Trainer:
         """Continue from the checkpoint of the output directory, if there is one."""
         path = self.out / "checkpoint.pt"
         if path.exists():
-            state = torch.load(path, weights_only=False)
+            state = torch.load(path, weights_only=True)  # tensors and numbers, nothing that runs
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.rng.bit_generator.state = state["rng"]
