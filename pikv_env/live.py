@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from pikv_env.pool import WorkloadPool
 from pikv_env.runtime_env import RuntimeEnv
 from pikv_runtime.ledger.state import Tally
+from pikv_runtime.serving_log import ServingRecorder
 from pikv_runtime.transport import LocalTransport, TorchDistTransport, Transport, run_ranks
 
 Clock = Literal["model", "wall"]
@@ -38,6 +40,10 @@ class LiveResult:
     """Decision time over serving time."""
     intervals: int
     hit_rate: float
+    bytes_mean: float
+    """Resident bytes of all ranks, mean over the run's clock."""
+    busy_s: float
+    """Seconds of the run's clock that iterations took."""
     preemptions: int
     controls_identical_on_ranks: bool
     fallback_decisions: int
@@ -51,14 +57,16 @@ class LiveResult:
 
 
 def _rank_of(
-    rank: int, world: int, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: Clock, model: Any
-) -> dict[str, np.ndarray]:
-    return _serve(TorchDistTransport(), pool, options, policy, clock, model)
+    rank: int, world: int, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: Clock, model: Any,
+    record: Path | None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    return _serve(TorchDistTransport(), pool, options, policy, clock, model, record)
 
 
 def _serve(
-    transport: Transport, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: Clock, model: Any
-) -> dict[str, np.ndarray]:
+    transport: Transport, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: Clock, model: Any,
+    record: Path | None,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Serve one episode on this process's ranks; returns arrays only, so that nothing needs unpickling."""
     from pikv_runtime.policy import load_policy
 
@@ -75,6 +83,9 @@ def _serve(
     assert engine is not None
     engine.policy = load_policy(policy)
     limit_s = pool.config.horizon_s * (1 + pool.config.drain)
+    recorder = None
+    if record is not None and 0 in transport.local_ranks:  # what is logged is the same on every rank
+        recorder = ServingRecorder(engine, policy, limit_s, origin=pool.config.families[0])
     started, done = time.perf_counter(), False
     while not done:
         engine.decide()
@@ -82,6 +93,8 @@ def _serve(
         engine.measure()
     seconds = time.perf_counter() - started
     engine.close()
+    if recorder is not None and record is not None:
+        recorder.log().save(record)
     score = engine.score()
     s = engine.ledger
     state = (s.bytes_rank[0], s.req_status[0], s.req_finish_s[0], s.req_generated[0])
@@ -94,6 +107,7 @@ def _serve(
         "tally": engine.ledger.tally[0].copy(),
         "digest": np.frombuffer(digest, np.uint8),
         "seconds": np.array([seconds, engine.timers.decision_s, engine.timers.decisions]),
+        "clock": engine.ledger.clock_s[:1].copy(),
         "tokens": np.array([sum(len(o) for o in engine.outputs)]),
         "guard": np.array([guard.get("fallback_decisions", 0)]),
         "wire": np.array([wire[k] for k in sorted(wire)]),
@@ -111,6 +125,7 @@ def run_live(
     processes: bool = True,
     model: Any = "embedded",
     timeout_s: float = 600.0,
+    record: Path | None = None,
 ) -> LiveResult:
     """Serve one prepared workload under `policy` and measure.
 
@@ -122,10 +137,11 @@ def run_live(
         processes: one process per rank over gloo; else one process plays all ranks.
         model: loaded, by name or by path.
         timeout_s: limit of a run in processes.
+        record: file (`.npz`) for the run's serving log; None: no log.
     """
     ranks = pool.config.ranks
     options = {"workload": workload, "pressure": pressure, "lambdas": lambdas}
-    args = (pool, options, policy, clock, model)
+    args = (pool, options, policy, clock, model, record)
     if processes and ranks > 1:
         parts = run_ranks(_rank_of, ranks, *args, timeout_s=timeout_s)
     else:
@@ -153,6 +169,8 @@ def _result(parts: list[dict[str, np.ndarray]], policy: str, ranks: int, clock: 
         decision_share=decision_s / seconds,
         intervals=int(decisions),
         hit_rate=float(tally[Tally.HIT_TOKENS] / max(1.0, tally[Tally.PROMPT_TOKENS])),
+        bytes_mean=float(tally[Tally.BYTE_SECONDS] / max(1e-9, first["clock"][0])),
+        busy_s=float(tally[Tally.BUSY_S]),
         preemptions=int(tally[Tally.PREEMPTIONS]),
         controls_identical_on_ranks=all(np.array_equal(p["digest"], first["digest"]) for p in parts),
         fallback_decisions=int(first["guard"][0]),

@@ -20,16 +20,7 @@ from pikv_runtime.ledger.drive import Bank, next_event_s, put_into_force, replay
 from pikv_runtime.ledger.state import Ledger
 from pikv_runtime.objective import LAMBDA1, LAMBDA2
 from pikv_runtime.policy.base import Policy
-
-# What must agree after every iteration: bytes, hits, victims (who holds which page in which codec), clocks.
-COMPARED = (
-    "clock_s", "interval_end_s", "tally", "bytes_rank", "cached_bytes", "host_bytes", "free_count",
-    "control_groups", "control_globals", "staged_s",
-    "slot_request", "slot_owner", "slot_tokens", "page_block", "page_live", "page_ghost",
-    "page_mass", "page_reads", "page_last_s",
-    "block_hash", "block_cached", "block_host", "block_refs", "block_codec", "block_rank", "block_tag",
-    "req_status", "req_hit_tokens", "req_preempted", "req_first_s", "req_finish_s", "req_loss",
-)  # fmt: skip
+from pikv_runtime.serving_log import COMPARED
 
 
 def first_difference(a: Ledger, b: Ledger) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -81,8 +82,11 @@ def live_section(
     clock: Literal["wall", "model"] = "wall",
     model: Any = "embedded",
     note: Callable[[str], None] = lambda text: None,
+    record: Path | None = None,
 ) -> tuple[Live, dict[str, LiveResult]]:
     """Serve the pool's workload under every policy (name -> spec or bundle's folder), trace beside live.
+
+    `record`: folder for the runs' serving logs, one `.npz` by policy.
 
     Returns:
         The report's section, and the results by policy.
@@ -92,6 +96,12 @@ def live_section(
     for name, policy in policies.items():
         note(f"{name} on {pool.config.ranks} rank(s)")
         rows.append(predicted(pool, policy, pressure) | {"policy": name})  # type: ignore[arg-type]
-        results[name] = run_live(pool, policy, pressure=pressure, lambdas=LAMBDAS, clock=clock, model=model)
+        log = record / f"{log_name(name)}.npz" if record is not None else None
+        results[name] = run_live(pool, policy, pressure=pressure, lambdas=LAMBDAS, clock=clock, model=model, record=log)
         rows.append(measured(results[name], name))
     return {"family": pool.config.families[0], "ranks": pool.config.ranks, "rows": rows}, results
+
+
+def log_name(policy: str) -> str:
+    """A file name for a policy's spec: whatever is no letter, digit, dot or minus becomes an underscore."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", policy).strip("_.")

@@ -27,6 +27,7 @@ from pikv_runtime.policy.base import PolicyLike
 from pikv_runtime.policy.loading import as_policy
 from pikv_runtime.profiles import load_profile
 from pikv_runtime.requests import Request, Workload, distinct_blocks
+from pikv_runtime.serving_log import ServingRecorder
 from pikv_runtime.transport import LocalTransport, Transport
 
 
@@ -94,6 +95,7 @@ class Engine:
         self.policy = as_policy(policy, config.ranker, config.window_pages)
         self.signals, self.lambdas = signals, lambdas
         self.prices = load_profile(profile).prices() if prices is None else prices
+        self.recorder: ServingRecorder | None = None
 
     # ------------------------------------------------------------------ loading
 
@@ -188,6 +190,8 @@ class Engine:
         for array in (control.groups, control.globals):
             self.transport.broadcast(torch.from_numpy(array))
         self.control_log.append(control.groups.tobytes() + control.globals.tobytes())
+        if self.recorder is not None:
+            self.recorder.decided(self._telemetry, control)
         stage(self.ledger, 0, control.groups, control.globals)
         self._between_s += time.perf_counter() - started
 
@@ -236,18 +240,26 @@ class Engine:
 
     def _postprocess(self, result: ForwardResult, started: float) -> None:
         """Record tokens, let time pass, commit the iteration."""
-        s = self.ledger
+        s, recorder = self.ledger, self.recorder
         for slot, token in result.next_tokens.items():
             q = int(s.slot_request[0, slot])
             if s.slot_tokens[0, slot] + s.slot_plan[0, slot] >= s.slot_target[0, slot]:
                 self._append(q, token)
+        seconds = self._elapsed(started)
+        if recorder is not None:
+            recorder.planned(s, result)
+        L.commit(s, 0, seconds)
+        if recorder is not None:
+            recorder.committed(s, seconds)
+
+    def _elapsed(self, started: float) -> float:
+        """Seconds of the iteration on the clock in use, the same on every rank."""
         if self.clock == "model":
-            L.commit(s, 0, L.price(s, 0))
-            return
+            return float(L.price(self.ledger, 0))
         # Between two iterations lie telemetry, decision and control: the next one pays for them.
         elapsed = torch.tensor([time.perf_counter() - started + self._between_s], dtype=torch.float64)
-        s.pending_s[0] = self._between_s = 0.0
-        L.commit(s, 0, float(self.transport.broadcast(elapsed)[0]))
+        self.ledger.pending_s[0] = self._between_s = 0.0
+        return float(self.transport.broadcast(elapsed)[0])
 
     def _append(self, q: int, token: int) -> None:
         request, output = self.requests[q], self.outputs[q]

@@ -44,6 +44,8 @@ class Run(Command):
     """Prices: of the model clock, and of what policies are told."""
     seed: int = 0
     """Seed of the workload."""
+    record_log: Path | None = None
+    """Folder for the runs' serving logs, one `.npz` by policy, for `pikv parity --log`."""
 
     def run(self) -> dict[str, Any]:
         """Serve under every policy, print the table."""
@@ -56,7 +58,8 @@ class Run(Command):
             host=self.host, control_latency_s=self.control_latency_s,
         )  # fmt: skip
         section, results = live_section(
-            pool, {p: p for p in self.policies}, self.pressure, clock=self.clock, model=self.model
-        )
+            pool, {p: p for p in self.policies}, self.pressure, clock=self.clock, model=self.model,
+            record=self.record_log,
+        )  # fmt: skip
         tables.console().print(tables.live(section))
         return {**section, "runs": {name: asdict(result) for name, result in results.items()}}
