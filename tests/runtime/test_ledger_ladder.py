@@ -29,6 +29,7 @@ from pikv_runtime import ledger as lg
 from pikv_runtime.contract import GlobalControl
 from pikv_runtime.ledger import Tally
 from pikv_runtime.ledger.commit import tag_page
+from pikv_runtime.ledger.sums import recount_groups
 from pikv_runtime.ledger.utility import page_utility
 
 PAGES = 60
@@ -64,6 +65,7 @@ def scatter_utilities(s, seed=0):
     """Give pages random attention histories."""
     rng = np.random.default_rng(seed)
     s.page_mass[0] = rng.uniform(0, 3, s.page_mass[0].shape)
+    recount_groups(s, 0)
 
 
 @pytest.mark.parametrize("ratio", [1.2, 1.7, 2.4, 3.0])

@@ -11,6 +11,7 @@ from pikv_runtime.contract import BLOCK_WEIGHTS, CLASSES, GLOBAL_CONTROLS, GROUP
 from pikv_runtime.ledger.state import CODECS, I1, NO_CAP, Price, Tally
 
 CACHE_LINE = 64  # bytes
+GROUP_SUMS = 8  # columns, see sums.py
 
 
 class Dims(NamedTuple):
@@ -82,6 +83,7 @@ def _lane_arrays(d: Dims) -> dict[str, NDArray]:
         "staged_groups": np.zeros((n, d.groups, len(GROUP_CONTROLS)), np.float32),
         "staged_globals": np.zeros((n, len(GLOBAL_CONTROLS)), np.float32),
         "staged_s": np.full(n, np.inf),
+        "group_sums": np.zeros((n, d.groups, GROUP_SUMS), np.int64),
         "group_wishes": np.zeros((n, d.groups, 2)),
         "group_routed": np.zeros((n, d.experts)),
         "interval_tally": np.zeros((n, len(Tally))),
@@ -117,6 +119,7 @@ def _slot_arrays(d: Dims) -> dict[str, NDArray]:
         **{k: np.zeros(slot, np.int32) for k in ints},
         **{k: np.zeros(slot, np.int8) for k in small},
         "slot_reads": np.zeros((*slot, 2, d.ranks, len(CODECS)), np.int32),
+        "slot_parts": np.zeros(slot, np.int64),
         "page_block": np.zeros((*slot, d.pages), np.int32),
         **{f"page_{k}": np.zeros(page, np.int8) for k in ("live", "ghost", "codec", "rank", "tag")},
         "page_refs": np.zeros(page, np.int16),

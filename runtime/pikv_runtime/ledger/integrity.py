@@ -7,6 +7,7 @@ import numpy as np
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.pricing import count_reads
 from pikv_runtime.ledger.state import I8, IN_HOST, ON_DEVICE, Ledger
+from pikv_runtime.ledger.sums import GroupSum, recount_groups
 
 
 class IntegrityError(AssertionError):
@@ -26,6 +27,7 @@ def check_integrity(s: Ledger, i: int = 0) -> None:
     _check_host(s, i)
     _check_index(s, i)
     _check_lists(s, i)
+    _check_sums(s, i)
 
 
 def _check_blocks(s: Ledger, i: int) -> None:
@@ -120,9 +122,10 @@ def _check_reads(s: Ledger, i: int, r: int) -> None:
     """Reads counted page by page are those of a recount."""
     if s.slot_dirty[i, r] == 1:
         return
-    before = s.slot_reads[i, r].copy()
+    before, parts = s.slot_reads[i, r].copy(), s.slot_parts[i, r]
     count_reads(s, i, r)
     _demand(bool((s.slot_reads[i, r] == before).all()), f"slot {r}: reads are not what was counted")
+    _demand(s.slot_parts[i, r] == parts, f"slot {r}: {s.slot_parts[i, r]} parts of bytes, {parts} counted")
 
 
 def _check_bytes(s: Ledger, i: int) -> None:
@@ -168,3 +171,12 @@ def _check_lists(s: Ledger, i: int) -> None:
         _demand(
             int(of.sum()) == s.block_children[i, b], f"block {b}: {of.sum()} children, {s.block_children[i, b]} counted"
         )
+
+
+def _check_sums(s: Ledger, i: int) -> None:
+    """Sums by group that were kept up to date are those of a count from scratch, to the last bit."""
+    kept = s.group_sums[i].copy()
+    recount_groups(s, i)
+    for column in GroupSum:
+        same = (s.group_sums[i, :, column] == kept[:, column]).all()
+        _demand(bool(same), f"{column.name}: {s.group_sums[i, :, column]} by group, {kept[:, column]} were kept")

@@ -11,6 +11,7 @@ from pikv_runtime.contract import GlobalControl, GroupControl
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.readset import choose
 from pikv_runtime.ledger.state import F4, F8, I1, I8, Ledger, Tally
+from pikv_runtime.ledger.sums import GroupSum, to_moment, to_share
 from pikv_runtime.ledger.utility import decoding, window_start
 
 CONFLICT_WINDOW_S = 60.0
@@ -83,15 +84,20 @@ def _write_masks(
 def _update_mass(s: Ledger, i: int, r: int, layer: int, read: I1, mass: F4, captured: float, count: int) -> None:
     """Averages of the pages that were read, relative to a uniform spread over them."""
     average, total = s.page_mass[i, r, layer], s.page_mass_sum[i, r, layer]
-    reads, last = s.page_reads[i, r, layer], s.page_last_s[i, r, layer]
-    now, scale = s.clock_s[i], count / captured
+    reads, last, tags = s.page_reads[i, r, layer], s.page_last_s[i, r, layer], s.page_tag[i, r, layer]
+    now, scale, offset = float(np.float32(s.clock_s[i])), count / captured, s.layer_group[layer]
+    moment = to_moment(now)
     for p in range(s.slot_pages[i, r]):
         if read[p] == 1:
-            relative = float(mass[p]) * scale
-            average[p] += MASS_RATE * (relative - float(average[p]))
+            relative, before, seen = float(mass[p]) * scale, float(average[p]), float(last[p])
+            average[p] = before + MASS_RATE * (relative - before)
             total[p] = float(total[p]) + relative
             reads[p] += 1.0
             last[p] = now
+            if tags[p] >= 0:
+                g = tags[p] * s.layer_groups + offset
+                s.group_sums[i, g, GroupSum.MASS] += to_share(float(average[p])) - to_share(before)
+                s.group_sums[i, g, GroupSum.LAST] += moment - to_moment(seen)
 
 
 @jit

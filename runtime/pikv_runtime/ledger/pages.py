@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import NATIVE, Event, Ledger, Price, Tally
+from pikv_runtime.ledger.sums import add_page, part_of
 from pikv_runtime.ledger.utility import always_on
 
 
@@ -31,7 +32,10 @@ def _add_bytes(s: Ledger, i: int, block: int, rank: int, delta: int) -> None:
 def count_page(s: Ledger, i: int, r: int, p: int, layer: int, kind: int, delta: int) -> None:
     """Add a live page of slot `r` to the reads of a kind (0 always-on, 1 others), or take it off."""
     if s.slot_dirty[i, r] == 0 and s.page_live[i, r, layer, p] == 1:  # a dirty slot is counted again anyway
-        s.slot_reads[i, r, kind, s.page_rank[i, r, layer, p], s.page_codec[i, r, layer, p]] += delta
+        codec = s.page_codec[i, r, layer, p]
+        s.slot_reads[i, r, kind, s.page_rank[i, r, layer, p], codec] += delta
+        if kind == 1:
+            s.slot_parts[i, r] += delta * part_of(s, codec, s.page_refs[i, r, layer, p])
 
 
 @jit
@@ -46,14 +50,21 @@ def copy_facts(s: Ledger, i: int, r: int, p: int, block: int) -> None:
 def copy_fact(s: Ledger, i: int, r: int, p: int, block: int, layer: int) -> None:
     """`copy_facts` for one layer."""
     kind, codec = 0 if always_on(s, i, r, p) else 1, s.block_codec[i, block, layer]
+    tag, error = s.block_tag[i, block, layer], s.block_error[i, block, layer, max(codec, 0)]
     count_page(s, i, r, p, layer, kind, -1)
+    before = s.page_codec[i, r, layer, p], s.page_tag[i, r, layer, p], s.page_error[i, r, layer, p]
+    summed = before != (codec, tag, error)
+    if summed:
+        add_page(s, i, r, p, layer, -1)
     s.page_codec[i, r, layer, p] = codec
     s.page_rank[i, r, layer, p] = s.block_rank[i, block, layer]
-    s.page_tag[i, r, layer, p] = s.block_tag[i, block, layer]
+    s.page_tag[i, r, layer, p] = tag
     s.page_refs[i, r, layer, p] = s.block_refs[i, block, layer]
-    s.page_error[i, r, layer, p] = s.block_error[i, block, layer, max(codec, 0)]
+    s.page_error[i, r, layer, p] = error
     if codec > s.top_codec:
         s.slot_lossy[i, r] = 1
+    if summed:
+        add_page(s, i, r, p, layer, 1)
     count_page(s, i, r, p, layer, kind, 1)
 
 

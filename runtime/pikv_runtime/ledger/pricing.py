@@ -5,23 +5,28 @@ from __future__ import annotations
 from pikv_runtime.contract import GlobalControl
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import Ledger, Price, Tally
+from pikv_runtime.ledger.sums import part_of
 from pikv_runtime.ledger.utility import decoding, window_start
 
 
 @jit
 def count_reads(s: Ledger, i: int, r: int) -> None:
-    """Recount the page-layers that slot `r` holds: always-on and others, by rank and codec."""
+    """Recount the page-layers that slot `r` holds: always-on and others, by rank and codec; and its part of the bytes
+    of the others."""
     for kind in range(2):
         for rank in range(s.ranks):
             for codec in range(s.slot_reads.shape[4]):
                 s.slot_reads[i, r, kind, rank, codec] = 0
+    s.slot_parts[i, r] = 0
     recent = window_start(s, i, r)
     for layer in range(s.layers):
         live, ranks, codecs = s.page_live[i, r, layer], s.page_rank[i, r, layer], s.page_codec[i, r, layer]
+        refs = s.page_refs[i, r, layer]
         for p in range(s.slot_pages[i, r]):
             if live[p] == 1:
                 kind = 0 if p < s.sink_pages or p >= recent else 1
                 s.slot_reads[i, r, kind, ranks[p], codecs[p]] += 1
+                s.slot_parts[i, r] += part_of(s, codecs[p], refs[p]) if kind == 1 else 0
     s.slot_dirty[i, r] = 0
 
 

@@ -8,6 +8,7 @@ from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pages import copy_facts, count_page, free, home_of, move, place, recode, tell_users
 from pikv_runtime.ledger.state import IN_HOST, ON_DEVICE, Ledger, Tally
+from pikv_runtime.ledger.sums import add_page
 from pikv_runtime.ledger.utility import always_on, window_start
 from pikv_runtime.ledger.victims import cache_block, clear_room
 
@@ -64,6 +65,7 @@ def _list_page(s: Ledger, i: int, r: int, p: int, block: int) -> None:
         s.page_reads[i, r, layer, p] = 0.0
         s.page_last_s[i, r, layer, p] = s.clock_s[i]
         s.page_gone_s[i, r, layer, p] = -1e9
+        add_page(s, i, r, p, layer, 1)
         count_page(s, i, r, p, layer, 0, 1)
     if s.block_exact[i, block] == 1 and whole(s, i, block):
         s.whole_listed[i] += 1
@@ -136,6 +138,7 @@ def drop_reference(s: Ledger, i: int, r: int, p: int, layer: int) -> None:
     """Slot `r` gives up page `p` in `layer`; the bytes free with the last reference."""
     block, kind = s.page_block[i, r, p], 0 if always_on(s, i, r, p) else 1
     count_page(s, i, r, p, layer, kind, -1)
+    add_page(s, i, r, p, layer, -1)
     s.page_live[i, r, layer, p] = 0
     s.block_refs[i, block, layer] -= 1
     if s.block_users[i, block] > 1:
@@ -160,6 +163,7 @@ def evict_page(s: Ledger, i: int, r: int, p: int, layer: int) -> None:
     owner = s.slot_owner[i, r]
     if s.bytes_rank[i, owner] + s.ghost_bytes <= s.cap_bytes[i]:
         s.page_ghost[i, r, layer, p] = 1
+        add_page(s, i, r, p, layer, 1)
         s.bytes_rank[i, owner] += s.ghost_bytes
     s.page_gone_s[i, r, layer, p] = s.clock_s[i]
     s.slot_lossy[i, r] = 1
@@ -173,6 +177,7 @@ def _give_up(s: Ledger, i: int, r: int, p: int, block: int) -> None:
     if s.block_exact[i, block] == 1 and whole(s, i, block):
         s.whole_listed[i] -= 1
     for layer in range(s.layers):
+        add_page(s, i, r, p, layer, -1)
         if s.page_live[i, r, layer, p] == 1:
             s.page_live[i, r, layer, p] = 0
             s.block_refs[i, block, layer] -= 1

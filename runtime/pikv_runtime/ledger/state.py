@@ -192,6 +192,7 @@ class Ledger(NamedTuple):
     slot_dirty: I1
     slot_plan: I4  # (n, R) tokens of this iteration
     slot_reads: I4  # (n, R, 2, G, K) page-layers: [always-on, others] by rank and codec
+    slot_parts: I8  # (n, R) bytes of the others, shared pages in parts, 2^-16
     page_block: I4  # (n, R, P), -1 none
     page_live: I1  # (n, R, L, P) the request still holds this page
     page_ghost: I1  # evicted, centroid kept
@@ -248,6 +249,8 @@ class Ledger(NamedTuple):
     staged_groups: F4
     staged_globals: F4
     staged_s: F8  # (n,) when it comes into force, inf: it has
+    # --- by group
+    group_sums: I8  # (n, E*LG, len(GroupSum)) of the pages of running requests, see sums.py
     # --- statistics of the interval, by group
     group_wishes: F8  # (n, E*LG, 2) wished pages, of those ghosts
     group_routed: F8  # (n, E) moving share of tokens

@@ -11,7 +11,9 @@ import numpy as np
 from pikv_runtime.contract import GlobalControl, GlobalFeature, GroupControl, GroupFeature
 from pikv_runtime.ledger.blocks import lookup
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.state import BF16, F4, F8, INT4, INT8, NATIVE, Ledger, Price, Status, Tally
+from pikv_runtime.ledger.pricing import count_reads
+from pikv_runtime.ledger.state import F4, I8, NATIVE, Ledger, Price, Status, Tally
+from pikv_runtime.ledger.sums import BYTE, SECOND, SHARE, GroupSum, part_of
 from pikv_runtime.ledger.utility import decoding, window_start
 
 LOOKED_UP = 4  # waiting requests whose prefix hits are looked up: bounds the cost of a long queue
@@ -23,84 +25,57 @@ def _log2(x: float) -> float:
 
 
 @jit
-def _gather_groups(s: Ledger, i: int, sums: F8) -> None:
-    """Sum page facts by group into `sums` (N, 8): live pages by codec, mass, age, codec error, ghosts."""
-    for k in range(s.running_count[i]):
-        r = s.running[i, k]
-        for layer in range(s.layers):
-            _add_pages(s, i, r, layer, sums)
-
-
-@jit
-def _add_pages(s: Ledger, i: int, r: int, layer: int, sums: F8) -> None:
-    live, ghost, tags = s.page_live[i, r, layer], s.page_ghost[i, r, layer], s.page_tag[i, r, layer]
-    codecs, mass = s.page_codec[i, r, layer], s.page_mass[i, r, layer]
-    last, errors = s.page_last_s[i, r, layer], s.page_error[i, r, layer]
-    offset, now = s.layer_group[layer], s.clock_s[i]
-    for p in range(s.slot_pages[i, r]):
-        if tags[p] < 0:
-            continue
-        g = tags[p] * s.layer_groups + offset
-        if live[p] == 1:
-            sums[g, codecs[p]] += 1.0
-            sums[g, 4] += float(mass[p])
-            sums[g, 5] += now - float(last[p])
-            sums[g, 6] += float(errors[p])
-        else:
-            sums[g, 7] += ghost[p]
-
-
-@jit
-def _totals(s: Ledger, row: F8) -> tuple[float, float]:
-    """Live pages and their bytes."""
-    pages, stored = 0.0, 0.0
+def _totals(s: Ledger, sums: I8) -> tuple[int, int]:
+    """Live pages of a group and their bytes."""
+    pages, stored = 0, 0
     for codec in range(s.codec_bytes.shape[0]):
-        pages += row[codec]
-        stored += row[codec] * s.codec_bytes[codec]
+        pages += sums[codec]
+        stored += sums[codec] * s.codec_bytes[codec]
     return pages, stored
 
 
 @jit
-def _write_groups(s: Ledger, i: int, sums: F8, out: F4) -> None:
+def _write_groups(s: Ledger, i: int, out: F4) -> None:
     cap = float(s.cap_bytes[i]) * s.ranks
-    pages, mass = 1e-9, 1e-9
+    pages, mass = 0, 0
     for g in range(out.shape[0]):
-        pages += _totals(s, sums[g])[0]
-        mass += sums[g, 4]
+        pages += _totals(s, s.group_sums[i, g])[0]
+        mass += s.group_sums[i, g, GroupSum.MASS]
     for g in range(out.shape[0]):
-        row = sums[g]
-        live, size = _totals(s, row)
-        held, stored = max(live, 1.0), max(size, 1.0)
+        sums = s.group_sums[i, g]
+        live, size = _totals(s, sums)
+        held, stored = max(live, 1), max(size, 1)
         out[g, GroupFeature.RESIDENT_SHARE] = min(1.0, size / cap)
-        out[g, GroupFeature.NATIVE_SHARE] = row[NATIVE] * s.codec_bytes[NATIVE] / stored
-        out[g, GroupFeature.TOP_SHARE] = row[BF16] * s.codec_bytes[BF16] / stored
-        out[g, GroupFeature.INT8_SHARE] = row[INT8] * s.codec_bytes[INT8] / stored
-        out[g, GroupFeature.INT4_SHARE] = row[INT4] * s.codec_bytes[INT4] / stored
-        out[g, GroupFeature.TOKENS_SHARE] = live / pages
-        out[g, GroupFeature.MASS_SHARE] = row[4] / mass
-        density = (row[4] / mass) / (live / pages) if live > 0.0 else 1.0
+        for codec in range(s.codec_bytes.shape[0]):
+            out[g, GroupFeature.NATIVE_SHARE + codec] = sums[codec] * s.codec_bytes[codec] / stored
+        out[g, GroupFeature.TOKENS_SHARE] = live / max(pages, 1)
+        share = sums[GroupSum.MASS] / max(mass, 1)
+        out[g, GroupFeature.MASS_SHARE] = share
+        density = share / (live / pages) if live > 0 else 1.0
         out[g, GroupFeature.MASS_DENSITY] = min(12.0, max(-12.0, _log2(density)))
         out[g, GroupFeature.ROUTING_SHARE] = s.group_routed[i, g // s.layer_groups]
-        out[g, GroupFeature.RECENCY] = np.log1p(max(0.0, row[5] / s.interval_s[i] / held))
+        age = (live * s.clock_s[i] - sums[GroupSum.LAST] / SECOND) / held
+        out[g, GroupFeature.RECENCY] = np.log1p(max(0.0, age / s.interval_s[i]))
         wishes = s.group_wishes[i, g, 0]
         out[g, GroupFeature.MISS_RATE] = s.group_wishes[i, g, 1] / wishes if wishes > 0.0 else 0.0
-        out[g, GroupFeature.GHOST_SHARE] = row[7] / max(1.0, live + row[7])
-        out[g, GroupFeature.CODEC_ERROR] = min(2.0, row[6] / held)
-        out[g, GroupFeature.MEAN_RATIO] = _log2(live * s.bf16_bytes / stored) if live > 0.0 else 0.0
+        out[g, GroupFeature.GHOST_SHARE] = sums[GroupSum.GHOSTS] / max(1, live + sums[GroupSum.GHOSTS])
+        out[g, GroupFeature.CODEC_ERROR] = min(2.0, sums[GroupSum.ERROR] / SHARE / held)
+        out[g, GroupFeature.MEAN_RATIO] = _log2(live * s.bf16_bytes / stored) if live > 0 else 0.0
         layers = max(1, s.layer_groups - 1)
         out[g, GroupFeature.LAYER_POSITION] = (g % s.layer_groups) / layers
 
 
 @jit
-def _evictable_bytes(s: Ledger, i: int, r: int, layer: int) -> float:
-    """Sealed bytes of a layer outside slot `r`'s always-on set; shared pages count in parts."""
-    live, codecs, refs = s.page_live[i, r, layer], s.page_codec[i, r, layer], s.page_refs[i, r, layer]
-    total = 0.0
-    for p in range(s.sink_pages, min(window_start(s, i, r), s.slot_sealed[i, r])):
-        if live[p] == 1:
-            size = s.codec_bytes[codecs[p]]
-            total += size if refs[p] == 1 else size / refs[p]
-    return total
+def _evictable_parts(s: Ledger, i: int, r: int) -> int:
+    """Sealed bytes outside slot `r`'s always-on set, 2^-16; shared pages count in parts."""
+    if s.slot_dirty[i, r] == 1:
+        count_reads(s, i, r)
+    parts = s.slot_parts[i, r]
+    for p in range(max(s.sink_pages, s.slot_sealed[i, r]), window_start(s, i, r)):  # left the window, not sealed yet
+        for layer in range(s.layers):
+            if s.page_live[i, r, layer, p] == 1:
+                parts -= part_of(s, s.page_codec[i, r, layer, p], s.page_refs[i, r, layer, p])
+    return parts
 
 
 @jit
@@ -111,13 +86,13 @@ def _write_space(s: Ledger, i: int, out: F4) -> None:
     for rank in range(s.ranks):
         used += s.bytes_rank[i, rank]
         fullest = max(fullest, float(s.bytes_rank[i, rank]) / s.cap_bytes[i])
-    live, blocks = 0.0, 0
+    parts, blocks = 0, 0
     for k in range(s.running_count[i]):
         r = s.running[i, k]
         blocks += s.slot_pages[i, r]
         if decoding(s, i, r):
-            for layer in range(s.layers):
-                live += _evictable_bytes(s, i, r, layer)
+            parts += _evictable_parts(s, i, r)
+    live = parts / BYTE
     cached = float(s.cached_bytes[i].sum())
     out[GlobalFeature.PRESSURE] = fullest
     out[GlobalFeature.FREE_SHARE] = max(0.0, 1.0 - used / cap)
@@ -227,9 +202,7 @@ def _write_host(s: Ledger, i: int, out: F4) -> None:
 @jit
 def write_telemetry(s: Ledger, i: int, groups: F4, globals_: F4) -> None:
     """Write the telemetry of the interval just ended into `groups` (N, F) and `globals_` (F,); start a new one."""
-    sums = np.zeros((groups.shape[0], 8))
-    _gather_groups(s, i, sums)
-    _write_groups(s, i, sums, groups)
+    _write_groups(s, i, groups)
     _write_space(s, i, globals_)
     _write_queue(s, i, globals_)
     _write_flow(s, i, globals_)
