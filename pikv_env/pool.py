@@ -38,7 +38,9 @@ class Prepared:
     """(N,) observations due to each request."""
     working_set_bytes: float
     floor_bytes: int
-    """Least cap of one rank: the largest request must fit native."""
+    """Least cap of one rank: all pages of the longest request, native. The ledger refuses a request that needs more
+    (`schedule._fits_alone`); at this cap the longest is served whenever nobody else runs, and the others beside it as
+    far as there is room."""
 
 
 def make_bank(library: TraceLibrary, router: str, pages: int) -> Bank:
@@ -78,6 +80,8 @@ def working_set(workload: RequestList, reference: Reference, block_bytes: float,
 
 class WorkloadPool:
     """`config.workloads` workloads over `config.families` in turn, deterministic in `seed`.
+
+    In a pool of one family, family and `seed` name the workload.
 
     Raises:
         ValueError: a family offers no workload whose uncapped exact run leaves compute to spare.
@@ -192,7 +196,7 @@ class WorkloadPool:
             reference,
             observations(self.store, j),
             working_set(workload, reference, int8, tokens),
-            floor_bytes=int(pages_needed(workload.requests, tokens) * native * 1.25),
+            floor_bytes=pages_needed(workload.requests, tokens) * native,
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pikv_agents.headroom import CAPPED
 from pikv_agents.report.verdict import counted_families
-from pikv_agents.rollout import Episode, Outcome, Suite, mean_costs
+from pikv_agents.rollout import Episode, Outcome, Suite, mean_costs, reaching
 from pikv_agents.seen import Seen, check_split
 from pikv_agents.static_grid import STATIC_GRID, best_static
 from pikv_agents.statistics import bootstrap_interval, iqm
@@ -36,7 +36,8 @@ RIVALS: dict[str, str] = {
 Runs = dict[str, list[Outcome]]
 ENV_FIELDS = ("profile", "geometry", "token_scale", "ranks", "host", "horizon_s", "drain", "load")
 """What of the environment an evaluation records, so that it can be repeated; the runtime is the default one, but for
-the control latency that is recorded beside them."""
+`RUNTIME_FIELDS`, which are recorded beside them."""
+RUNTIME_FIELDS = ("slots", "max_batch_tokens", "control_latency_s")
 
 
 def evaluate(
@@ -72,7 +73,7 @@ def evaluate(
         split: All families must be of this split; with "test", none may have been seen.
         runner: Of bundles.
         meta: Added to the result's `meta`.
-        name: Of the suite.
+        name: Of the suite, for the result's `suite`.
 
     Raises:
         ValueError: A family of the test split was seen in training (under this name or another), a family is not
@@ -100,14 +101,16 @@ def evaluate(
             episodes = [Episode(family, seed, pressure) for seed in seeds]
             runs = suite.run_all(makers, episodes) | _static_tuned(suite, grid, episodes)
             tables[label] = {p: [o.score.J for o in outcomes] for p, outcomes in runs.items()}
-            rows[label] = _family(family, known.split(family), pressure, runs, headroom)
+            rows[label] = _family(family, known, pressure, runs, headroom)
+    counted = counted_families({"families": rows})  # type: ignore[typeddict-item]
     return {
         "suite": name,
         "lambda1": suite.lambdas[0],
         "lambda2": suite.lambdas[1],
         "seeds": list(seeds),
         "families": rows,
-        "iqm": _overall({label: tables[label] for label in counted_families({"families": rows})}),
+        "iqm": _overall({label: tables[label] for label in counted}),
+        "by_pressure": _by_pressure(rows, tables) if len(pressures) > 1 else None,
         "oracle": _oracle(headroom),
         "roles": {label: "learned" for label in policies if _is_learned(policies[label])},
         "meta": {
@@ -125,7 +128,7 @@ def priced(suite: Suite) -> dict[str, Any]:
     folding = folding_of(suite.library, suite.config)
     told = {"what_if": folding.label()} if folding.what_if else {}
     env = {name: getattr(suite.config, name) for name in ENV_FIELDS}
-    runtime = {"control_latency_s": suite.config.runtime.control_latency_s}
+    runtime = {name: getattr(suite.config.runtime, name) for name in RUNTIME_FIELDS}
     return {"env": {**env, "runtime": runtime}, **told}
 
 
@@ -178,13 +181,13 @@ def _static_tuned(suite: Suite, grid: Sequence[str], episodes: Sequence[Episode]
     return {"static_tuned": [min(column, key=lambda o: o.score.J) for column in zip(*runs.values(), strict=True)]}
 
 
-def _family(family: str, split: str, pressure: float, runs: Runs, headroom: Mapping[str, Any] | None) -> dict[str, Any]:
+def _family(family: str, seen: Seen, pressure: float, runs: Runs, headroom: Mapping[str, Any] | None) -> dict[str, Any]:
     known = [r for r in (headroom or {}).get("rows", ()) if (r["family"], r["pressure"]) == (family, pressure)]
     return {
         "family": family,
-        "split": split,
-        "pressure": pressure,
-        "pressure_reached": float(np.mean([o.counters["pressure_reached"] for o in next(iter(runs.values()))])),
+        "split": seen.split(family),
+        "near_copy_of": seen.near(family),
+        **reaching(pressure, next(iter(runs.values()))),
         "headroom": known[0]["headroom"] if known else None,
         "policies": {policy: _costs(outcomes) for policy, outcomes in runs.items()},
     }
@@ -223,6 +226,20 @@ def _overall(tables: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
             "gap_closed_static_tuned": None,
         }
     return rows
+
+
+def _by_pressure(rows: Mapping[str, Any], tables: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+    """The IQM at each pressure over the held-out families that reach it; the others are named."""
+    found: dict[str, Any] = {}
+    for pressure in dict.fromkeys(row["pressure"] for row in rows.values()):
+        held = {label: row for label, row in rows.items() if (row["pressure"], row["split"]) == (pressure, "test")}
+        there = {label: tables[label] for label, row in held.items() if row["reached"]}
+        found[f"{pressure:g}"] = {
+            "families": [held[label]["family"] for label in there],
+            "missed": [row["family"] for row in held.values() if not row["reached"]],
+            "policies": _overall(there) if there else {},
+        }
+    return found
 
 
 def _oracle(headroom: Mapping[str, Any] | None) -> dict[str, Any] | None:

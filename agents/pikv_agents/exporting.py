@@ -114,6 +114,7 @@ def make_provenance(run_dir: Path, checkpoint: Checkpoint, command: str) -> dict
         "families": list(env.get("families", [])),
         "validation": list(config.get("validation", [])),
         "fingerprints": dict(config.get("fingerprints", {})),
+        "structures": dict(config.get("structures", {})),
         "traces": config.get("traces", {}),
         "profile": env.get("profile", ""),
         "geometry": env.get("geometry", ""),

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from pikv_agents.greedy import Lookahead, greedy_score
-from pikv_agents.rollout import Episode, Outcome, Suite
+from pikv_agents.rollout import Episode, Outcome, Suite, reaching
 from pikv_agents.static_grid import QUICK_GRID, STATIC_GRID, best_static
+from pikv_env.suites import PRESSURES
 from pikv_env.workloads.families import FAMILIES
 from pikv_runtime.objective import Score
 
@@ -41,7 +42,7 @@ class HeadroomConfig:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Workloads of every family."""
-    pressures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    pressures: tuple[float, ...] = PRESSURES
     grid: tuple[str, ...] = STATIC_GRID
     """Static settings."""
     heuristics: tuple[str, ...] = HEURISTICS
@@ -116,8 +117,7 @@ def _row(suite: Suite, family: str, pressure: float, config: HeadroomConfig, sta
     return {
         "family": family,
         "split": FAMILIES[family].split,
-        "pressure": pressure,
-        "pressure_reached": float(np.mean([o.counters["pressure_reached"] for o in played[CAPPED]])),
+        **reaching(pressure, played[CAPPED]),
         "policies": {name: mean_score(rows) for name, rows in scores.items()},
         "headroom": (tuned_J - float(np.mean(feasible))) / tuned_J,
         "best_heuristic": heuristic,

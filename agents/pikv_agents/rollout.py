@@ -24,6 +24,7 @@ from pikv_env.episode import costs
 from pikv_env.episode_record import EpisodeRecord, EpisodeRecorder
 from pikv_env.pool import WorkloadPool
 from pikv_env.record_wrapper import write_record
+from pikv_env.suites import reached
 from pikv_env.traces.library import TraceLibrary
 from pikv_runtime.contract import Control, Telemetry
 from pikv_runtime.control_views import ControlView, observe
@@ -280,3 +281,9 @@ def mean_costs(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Means of J and its parts."""
     rows = [outcome.costs() for outcome in outcomes]
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def reaching(pressure: float, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The pressure asked, the mean one that caps amount to, and whether that counts as the one asked."""
+    got = float(np.mean([o.counters["pressure_reached"] for o in outcomes]))
+    return {"pressure": pressure, "pressure_reached": got, "reached": reached(pressure, got)}

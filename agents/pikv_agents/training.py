@@ -21,7 +21,7 @@ from pikv_agents.learners import LEARNERS
 from pikv_agents.levers import LeverEnv, Levers, choose_levers
 from pikv_agents.presets import TrainConfig
 from pikv_agents.rollout import Suite
-from pikv_agents.seen import fingerprints
+from pikv_agents.seen import fingerprints, structures
 from pikv_agents.survey import SavingReward, Survey, survey
 from pikv_agents.tracking import RunLogger, SB3KVWriter, read_metrics, write_json
 from pikv_agents.watch import Watch, validation_episodes
@@ -132,6 +132,7 @@ def describe(config: TrainConfig, library: TraceLibrary) -> dict[str, Any]:
         "gamma": config.gamma,
         "validation": validation,
         "fingerprints": fingerprints([*config.env.families, *validation]),
+        "structures": structures([*config.env.families, *validation]),
         "traces": {"model": library.model, "families": list(library.families), "contents": len(library)},
         "interval_s": config.env.runtime.interval_s,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,7 +39,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode of a family: everything random in it follows from the family's id and the seed."""
+    """One episode of a family: everything random in it follows from the family's seed and the episode's."""
 
     family: Family
     library: TraceLibrary
@@ -55,11 +54,11 @@ class Episode:
     @cached_property
     def key(self) -> Words:
         """One word that seeds every hash of the episode."""
-        return mix(self.seed, zlib.crc32(self.family.id.encode()))
+        return mix(self.seed, self.family.seed)
 
     def rng(self, stream: int) -> Rng:
         """An independent generator for one purpose."""
-        return np.random.default_rng([self.seed, zlib.crc32(self.family.id.encode()), stream])
+        return np.random.default_rng([self.seed, self.family.seed, stream])
 
     def single_arrivals(self, rate_per_s: float) -> Floats:
         """Times of requests without sessions, with the rate of the family's phases."""

@@ -69,8 +69,7 @@ def _mix(phase: Phase) -> dict[str, float]:
 def _plain(value: Any) -> Any:
     """A value as JSON can write it."""
     if isinstance(value, Replay):
-        records = [[r.timestamp_ms, r.input_length, r.output_length, r.hash_ids] for r in value.records()]
-        return {"records": hashlib.sha256(json.dumps(records).encode()).hexdigest()}
+        return {"records": records_digest(value)}
     if is_dataclass(value):
         return {"is": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -78,6 +77,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return _round(value) if isinstance(value, int | float) else repr(value)
+
+
+def records_digest(trace: Replay) -> str:
+    """Hash of a replayed trace's records."""
+    records = [[r.timestamp_ms, r.input_length, r.output_length, r.hash_ids] for r in trace.records()]
+    return hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
 
 def _round(value: float) -> float:

@@ -17,7 +17,7 @@ from pikv_agents.report import html, tables
 from pikv_agents.report.html import draw_all, render, write_report
 from pikv_agents.report.schema import check_evaluation, check_summary, load_summary
 from pikv_agents.report.style import save, to_svg
-from pikv_agents.report.verdict import counted_families, judge, role, verdict
+from pikv_agents.report.verdict import counted_families, counting, judge, role, verdict
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +82,39 @@ def test_only_held_out_families_with_headroom_count(summary):
     assert counted_families(one_family((1, None), {"lru": (1, None)}, headroom=0.02)) == ["facts"]
 
 
+def test_what_counts_is_said_truly(summary):
+    assert "at least 10% headroom" in counting(summary["evaluation"]).rule
+    little = one_family((1, None), {"lru": (1, None)}, headroom=0.01)
+    assert counting(little).rule.endswith("none of them has 10% headroom")
+    little["families"]["facts"].pop("headroom")
+    assert counting(little).rule.endswith("their headroom is not known here")
+    page = render(summary | {"evaluation": one_family((1, None), {"lru": (1, None)}, headroom=0.01)})
+    assert "none of them has 10% headroom" in page and "and has at least" not in page
+    trained = one_family((1, None), {"lru": (1, None)})
+    trained["families"]["facts"]["split"] = "near copy of facts-poisson"
+    assert "this is no test" in counting(trained).rule
+
+
+def test_a_cell_whose_pressure_is_not_reached_does_not_count(summary):
+    evaluation = copy.deepcopy(summary["evaluation"])
+    evaluation["families"]["needle"] |= {"pressure": 4.0, "pressure_reached": 3.7}
+    assert counted_families(evaluation) == ["mooncake-chat", "regime-shift"]
+    evaluation["families"]["needle"]["pressure_reached"] = 3.81
+    assert counted_families(evaluation)[0] == "needle"
+    for row in evaluation["families"].values():
+        row |= {"pressure": 4.0, "pressure_reached": 1.0}
+    assert "none reaches its pressure" in counting(evaluation).rule
+
+
 def test_a_pressure_out_of_reach_is_shown(summary):
-    assert [tables.pressure({"pressure": 4.0, "pressure_reached": r}) for r in (4.0, 1.58)] == ["4", "4 (1.6)"]
+    told = [tables.pressure({"pressure": 4.0, "pressure_reached": r}) for r in (4.0, 3.9, 1.58)]
+    assert told == ["4", "4 (3.9)", "4 (1.6)*"]
     evaluation = copy.deepcopy(summary["evaluation"])
     evaluation["families"]["needle"]["pressure_reached"] = 0.8
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(tables.families(evaluation))
     text = console.export_text()
-    assert re.search(r"needle \(test\).*\n +pressure 1\.6 \(0\.8\) ", text)
+    assert re.search(r"needle \(test\).*\n +pressure 1\.6 \(0\.8\)\* ", text)
     assert re.search(r"regime-shift \(test\).*\n +pressure 1\.6  ", text)
 
 
@@ -244,7 +269,7 @@ def test_summaries_survive_json(summary, tmp_path):
     [
         (lambda s: tables.coverage(s["coverage"]), ["centroid", "63%"]),
         (lambda s: tables.headroom(s["headroom"]), ["mooncake-chat", "tuned", "35%"]),
-        (lambda s: tables.evaluation(s["evaluation"]), ["learned", "reference", "counted families: needle"]),
+        (lambda s: tables.evaluation(s["evaluation"]), ["learned", "reference", "counted: needle"]),
         (lambda s: tables.families(s["evaluation"]), ["regime-shift (test)", "worst"]),
         (lambda s: tables.live(s["live"]), ["2 rank(s)", "trace", "412", "yes"]),
     ],

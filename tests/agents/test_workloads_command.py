@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from pikv_agents import cli
 from pikv_agents.report.workload_figure import over_time
 from pikv_env.builtin import resolve_library
+from pikv_env.traces import synthetic_library
 from pikv_env.workloads import FAMILIES, describe, make_workload, read_mooncake
 
 
@@ -23,7 +25,8 @@ def test_list_tells_everything_of_every_family(tmp_path: Path, capsys: pytest.Ca
     rows = ran(tmp_path, "workloads")["families"]
     assert {row["id"] for row in rows} == set(FAMILIES) and len(rows) >= 20  # type: ignore[union-attr]
     for row in rows:  # type: ignore[attr-defined]
-        assert all(row[key] for key in ("split", "description", "contents", "arrivals", "sharing", "source", "licence"))
+        told = ("split", "description", "contents", "arrivals", "sharing", "source", "licence", "seed")
+        assert all(row[key] for key in told)
         assert row["expected"], f"{row['id']}: no expected statistics"
     assert "replay-agent-loop" in capsys.readouterr().out
 
@@ -86,3 +89,67 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
+
+
+OWN = """
+id = "gateway"
+phases = [{kinds = {code = 1.0}}]
+arrivals = {process = "gamma", cv = 2.0}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Path]:
+    before = dict(FAMILIES._entries)
+    path = tmp_path / "gateway.toml"
+    path.write_text(OWN)
+    yield path
+    FAMILIES._entries.clear()
+    FAMILIES._entries.update(before)
+
+
+def test_a_family_of_ones_own_is_shown_and_studied(own: Path, tmp_path: Path) -> None:
+    told = ran(tmp_path, "workloads", "show", str(own), "--horizon-s", "300")
+    assert told["id"] == "gateway" and told["statistics"]["requests"] > 50  # type: ignore[index]
+    library = tmp_path / "traces.safetensors"
+    synthetic_library(0, ("facts", "code"), contents_per_family=4, prompt_range=(64, 320), output_range=(16, 64)).save(
+        library
+    )
+    given = ("--families", str(own), "--library", str(library), "--quick", "--horizon-s", "40", "--ranks", "1")
+    found = ran(tmp_path, "headroom", *given, "--pressure", "0.05", "100")
+    rows = found["rows"]
+    assert [(r["family"], r["split"], r["reached"]) for r in rows] == [  # type: ignore[attr-defined]
+        ("gateway", "train", True),
+        ("gateway", "train", False),
+    ]
+    assert found["suite"] == "laptop" and found["meta"]["env"]["ranks"] == 1  # type: ignore[index]
+
+
+def test_what_cannot_be_a_family_is_one_line(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own.write_text(OWN.replace("cv = 2.0", "cv = 0.0"))
+    for command in (("headroom", "--families"), ("evaluate", "--families"), ("run", "--family")):
+        assert cli.main([*command, str(own)]) == 2
+        assert capsys.readouterr().err.startswith(f"pikv: {own}: arrivals: cv=0.0")
+    assert cli.main(["headroom", "--suite", "lapto"]) == 2
+    assert "unknown suite 'lapto': did you mean 'laptop'" in capsys.readouterr().err
+    assert cli.main(["run", "--suite", "serving"]) == 2
+    assert "suite='serving' prices qwen3-30b-a3b" in capsys.readouterr().err
+
+
+def test_suites_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = {one["id"]: one for one in ran(tmp_path, "workloads", "suites")["suites"]}  # type: ignore[attr-defined]
+    assert told["serving"]["pressures"] == [0.5, 1.0, 2.0, 4.0] and told["serving-host"]["host"] == 4.0
+    assert "laptop" in capsys.readouterr().out
+
+
+def test_flags_change_a_suite_and_quick_says_what_it_leaves_out() -> None:
+    given = ["--suite", "serving", "--quick", "--slots", "40", "--host", "2"]
+    command = cli.parse("headroom", given)
+    config = command.config()  # type: ignore[attr-defined]
+    assert (config.profile, config.runtime.slots, config.host, config.horizon_s) == ("h100-nvlink8", 40, 2.0, 600.0)
+    assert command.spec().pressures == (2.0,)  # type: ignore[attr-defined]
+    assert "quick: not the pressures 0.5, 1, 4" in command.announce()  # type: ignore[attr-defined]
+    whole = cli.parse("evaluate", ["--suite", "serving"])
+    assert whole.spec().pressures == (0.5, 1.0, 2.0, 4.0) and "quick" not in whole.announce()  # type: ignore[attr-defined]
+    asked = cli.parse("evaluate", ["--quick", "--pressure", "1", "3", "--horizon-s", "90"])
+    assert (asked.spec().pressures, asked.spec().horizon_s) == ((1.0, 3.0), 90.0)  # type: ignore[attr-defined]

@@ -46,14 +46,17 @@ def test_no_hack_scores_better_than_the_best_fixed_setting(played: HackStudy, na
     assert ratios.min() >= CELL_MARGIN
 
 
-def test_the_reference_beats_doing_nothing_where_there_is_pressure(played: HackStudy) -> None:
+def test_the_reference_beats_doing_nothing_where_there_is_pressure(batch: TraceBatch, played: HackStudy) -> None:
     # Else "no better than the reference" could be said of any policy.
     idle = played.fixed[FIXED[0]]
-    for c, (_, pressure) in enumerate(played.cells):
+    for c, (workload, pressure) in enumerate(played.cells):
         best = played.fixed[played.best[c]][c].score.J
         assert best <= idle[c].score.J
         if pressure == max(PRESSURES):
-            assert best < 0.7 * idle[c].score.J
+            prepared = batch.pool.prepared[workload]
+            # At the least cap one long request fills it, and there is little to choose.
+            reached = prepared.working_set_bytes >= pressure * prepared.floor_bytes
+            assert best < (0.7 if reached else 0.85) * idle[c].score.J
 
 
 @pytest.mark.parametrize(

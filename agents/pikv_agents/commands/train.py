@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pikv_agents.commands.base import Command
+from pikv_agents.commands.options import EnvironmentOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(Command):
+class Train(Command, EnvironmentOptions):
     """Train a policy; the best checkpoint on validation workloads is kept, the start included.
 
     Ctrl-C leaves usable checkpoints. `pikv export` turns the run into a bundle.
@@ -20,10 +21,8 @@ class Train(Command):
     """Folder of the run."""
     preset: str = "default"
     """quick (about two minutes of a core) or default."""
-    library: Path | None = None
-    """Trace library; by default the built-in one."""
     families: tuple[str, ...] = ()
-    """Training families; by default those of the training split that the traces can play."""
+    """Training families: names, files of your own (.toml, .json) or trace:FILE.jsonl; by default the suite's."""
     learner: str | None = None
     """ppo, a2c or sac."""
     steps: int | None = None
@@ -34,18 +33,6 @@ class Train(Command):
     """Static setting to start from; by default the best of a small grid on the training workloads."""
     control: Literal["coef", "box", "discrete"] = "coef"
     """Control view."""
-    profile: str = "cpu-gloo"
-    """Machine whose prices count."""
-    geometry: str = "embedded"
-    """Model that is priced."""
-    token_scale: int = 1
-    """Tokens of that model that one recorded token stands for."""
-    ranks: int = 2
-    """Ranks that pages are sharded over."""
-    host: float = 0.0
-    """Host memory for evicted blocks, over the cap on the device; 0: none."""
-    control_latency_s: float = 0.0
-    """Model time from a decision until its control comes into force."""
     track: Literal["offline", "online", "disabled"] = "offline"
     """W&B; metrics.jsonl is written in any case."""
     group: str | None = None
@@ -62,15 +49,12 @@ class Train(Command):
         from pikv_agents.report import tables
         from pikv_agents.training import train
 
-        library = open_library(self.library)
-        families = playable(self.families, library, "train")
+        library, spec = open_library(self.library), self.spec()
+        families = playable(self.families, library, spec.families["train"])
         changes = {"learner": self.learner, "steps": self.steps, "start": self.start, "seed": self.seed}
         config = preset(self.preset, families, **{k: v for k, v in changes.items() if v is not None})
-        env = replace(
-            config.env, control=self.control, profile=self.profile, geometry=self.geometry, ranks=self.ranks,
-            token_scale=self.token_scale, host=self.host,
-        )  # fmt: skip
-        env = late(env, self.control_latency_s)
+        # The suite says on which machine what is served, the preset for how long and under which pressures.
+        env = late(replace(config.env, control=self.control, **spec.environment()), self.control_latency_s)
         config = replace(config, env=env, threads=self.threads or default_threads())
         result = train(
             config,

@@ -9,39 +9,31 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pikv_agents.commands.base import Command
+from pikv_agents.commands.options import EnvironmentOptions
 
 if TYPE_CHECKING:
     from pikv_env.workloads import Family
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workloads(Command):
+class Workloads(Command, EnvironmentOptions):
     """List workload families, draw and describe one, or generate a trace from a session model.
 
-    `list` prints all families; `show FAMILY` draws one workload at a share of compute and describes it; `generate
-    MODEL --out FILE` writes a trace in the Mooncake line format, as the built-in ones were made.
+    `list` prints all families, `suites` the suites that are played on; `show FAMILY` draws one workload at a share of
+    capacity and describes it (the options of the machine say of whose); `generate MODEL --out FILE` writes a trace in
+    the Mooncake line format, as the built-in ones were made.
     """
 
-    action: Annotated[Literal["list", "show", "generate"], tyro.conf.Positional] = "list"
+    action: Annotated[Literal["list", "suites", "show", "generate"], tyro.conf.Positional] = "list"
     """What to do."""
     name: Annotated[str, tyro.conf.Positional] = ""
-    """Family to show, or session model to generate from."""
+    """Family to show (or a file of your own: .toml, .json, trace:FILE.jsonl), or session model to generate from."""
     seed: int = 0
-    """Of the workload or trace."""
+    """show: number of the episode, which names one workload together with the family's own seed; generate: seed."""
     load: float = 0.5
     """show: share offered of the machine's time, or on GPU profiles of its slots."""
     horizon_s: float = 1800.0
     """show: seconds of arrivals."""
-    profile: str = "cpu-gloo"
-    """show: machine by whose prices the load is a share of its capacity."""
-    geometry: str = "embedded"
-    """show: model that is priced."""
-    token_scale: int = 1
-    """show: tokens of that model that one recorded token stands for."""
-    ranks: int = 1
-    """show: ranks that the model is spread over."""
-    library: Path | None = None
-    """show: trace library; by default the built-in one."""
     figure: Path | None = None
     """show: write a figure of arrivals and reuse (png, svg or pdf)."""
     out: Path | None = None
@@ -51,6 +43,8 @@ class Workloads(Command):
         """Print and return what was asked for."""
         if self.action == "list":
             return self._list()
+        if self.action == "suites":
+            return _suites()
         if not self.name:
             raise ValueError(f"{self.action} needs a name: pikv workloads {self.action} NAME")
         return self._show() if self.action == "show" else self._generate()
@@ -77,24 +71,26 @@ class Workloads(Command):
         return {"families": rows}
 
     def _show(self) -> dict[str, Any]:
-        from pikv_agents.commands.options import environment, open_library
+        from pikv_agents.commands.options import open_library
         from pikv_agents.report import tables, workload_figure
         from pikv_agents.report.style import save
         from pikv_env.capacity import Capacity
         from pikv_env.pool import folding_of
         from pikv_env.workloads import FAMILIES, describe, make_workload
+        from pikv_env.workloads.own import named_families
 
-        family, library = FAMILIES[self.name], open_library(self.library)
-        machine = {"ranks": self.ranks, "token_scale": self.token_scale}
-        config = environment(self.profile, self.geometry, quick=False, horizon_s=self.horizon_s, **machine)
+        (name,) = named_families((self.name,))
+        family, library = FAMILIES[name], open_library(self.library)
+        config = self.config()
+        machine = {key: getattr(config, key) for key in ("profile", "geometry", "ranks", "token_scale")}
         service_s = Capacity.of(config, folding_of(library, config)).service_s
         workload = make_workload(family, library, self.seed, self.horizon_s, self.load, service_s)
         statistics = describe(workload, library.page_tokens)
         told, console = row(family), tables.console()
         console.print(f"[bold]{family.id}[/] ({family.split}): {family.description}")
-        for name in ("contents", "arrivals", "sharing", "classes", "source", "licence", "fingerprint"):
+        for name in ("contents", "arrivals", "sharing", "classes", "source", "licence", "seed", "fingerprint"):
             console.print(f"  {name:<12}{_text(told[name])}")
-        title = f"seed {self.seed}, load {self.load:g}, {self.horizon_s:g} s on {self.profile}, {self.geometry}"
+        title = f"episode {self.seed}, load {self.load:g}, {self.horizon_s:g} s on {config.profile}, {config.geometry}"
         console.print(f"\n{title}")
         console.print(tables.plain_statistics(statistics))
         if workload.requests:
@@ -104,9 +100,8 @@ class Workloads(Command):
             if not workload.requests:
                 raise ValueError(f"figure={str(self.figure)!r}: no request within {self.horizon_s:g} s to draw")
             console.print(f"figure: {save(workload_figure.draw(workload, library.page_tokens), self.figure)}")
-        return told | {"seed": self.seed, "load": self.load, "horizon_s": self.horizon_s,
-                       "profile": self.profile, "geometry": self.geometry, **machine,
-                       "statistics": statistics}  # fmt: skip
+        return told | {"episode": self.seed, "load": self.load, "horizon_s": self.horizon_s,
+                       **machine, "statistics": statistics}  # fmt: skip
 
     def _generate(self) -> dict[str, Any]:
         from pikv_agents.report import tables
@@ -128,6 +123,24 @@ class Workloads(Command):
                 "statistics": statistics}  # fmt: skip
 
 
+def _suites() -> dict[str, Any]:
+    """Print the suites and return them."""
+    from dataclasses import asdict
+
+    from pikv_agents.report import tables
+    from pikv_env.suites import SUITES
+
+    specs = [SUITES[name] for name in SUITES]
+    left, right = ("suite", "profile", "geometry", "what"), ("scale", "ranks", "slots", "host", "pressures")
+    table = tables.plain_table("Suites", left, right)
+    for one in specs:
+        pressures = " ".join(f"{p:g}" for p in one.pressures)
+        numbers = (str(one.token_scale), str(one.ranks), str(one.slots), f"{one.host:g}", pressures)
+        table.add_row(one.id, one.profile, one.geometry, one.description, *numbers)
+    tables.console().print(table)
+    return {"suites": [asdict(one) for one in specs]}
+
+
 def row(family: Family) -> dict[str, Any]:
     """What the registry holds of a family, as JSON values."""
     from dataclasses import asdict
@@ -145,6 +158,7 @@ def row(family: Family) -> dict[str, Any]:
         "classes": [asdict(c) for c in family.classes],
         "source": family.source,
         "licence": family.licence,
+        "seed": family.seed,
         "expected": {name: list(span) for name, span in family.expected.items()},
         "fingerprint": fingerprint(family),
     }

@@ -23,7 +23,7 @@ from pikv_agents.report.style import (
     styled,
     title,
 )  # fmt: skip
-from pikv_agents.report.verdict import LEAST_HEADROOM, role
+from pikv_agents.report.verdict import LEAST_HEADROOM, met, role
 
 _FAR = 1.7  # bars longer than this many median bars are cut and labelled: the others stay readable
 
@@ -185,17 +185,20 @@ def _end_labels(axes: Axes, x: float, ends: dict[str, tuple[float, str]], apart:
 def headroom(rows: Sequence[HeadroomRow]) -> Figure:
     """Headroom by family; families under the threshold are reported in grey and do not count."""
     ordered = sorted(rows, key=lambda row: row["headroom"])
+    several = len({row["pressure"] for row in rows}) > 1
     figure = Figure((8, 0.9 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(ordered):
-        counts = row["headroom"] >= LEAST_HEADROOM
+        counts = row["headroom"] >= LEAST_HEADROOM and met(row)
         axes.barh(place, row["headroom"], 0.62, color=LEARNED if counts else "#c3cad1")
         axes.annotate(f"{row['headroom']:.0%}", (max(row["headroom"], 0), place), (5, 0), fontsize=9,
                       textcoords="offset points", va="center", color=INK if counts else MUTED)  # fmt: skip
     axes.axvline(LEAST_HEADROOM, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate("counted from here", (LEAST_HEADROOM, len(rows) - 0.45), (5, 0), textcoords="offset points",
                   fontsize=8.5, color=MUTED, va="bottom")  # fmt: skip
-    axes.set_yticks(range(len(rows)), [f"{row['family']}  ({row['split']})" for row in ordered], color=INK)
+    names = [row["family"] + (f"@{row['pressure']:g}" if several else "") for row in ordered]
+    labels = [f"{name}  ({row['split']})" for name, row in zip(names, ordered, strict=True)]
+    axes.set_yticks(range(len(rows)), labels, color=INK)
     axes.set_ylim(-0.6, len(rows))
     axes.grid(False, axis="y")
     axes.margins(x=0.08)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pikv_agents.report import figures, tables, timeline
 from pikv_agents.report.schema import Summary, check_summary
 from pikv_agents.report.style import to_svg
-from pikv_agents.report.verdict import Verdict, counted_families, role, signed, verdict
+from pikv_agents.report.verdict import Verdict, counting, role, signed, verdict
 
 _HERE = Path(__file__).parent
 _BADGES = {"wins": "It wins", "ties": "No difference shown", "loses": "It loses"}
@@ -89,7 +89,7 @@ def render(value: Any) -> str:
         verdict=found,
         badge=_BADGES[found.outcome] if found else None,
         tiles=_tiles(summary, found),
-        counted=counted_families(summary["evaluation"]) if "evaluation" in summary else [],
+        counting=counting(summary["evaluation"]) if "evaluation" in summary else None,
         role=lambda policy: role(summary["evaluation"], policy),
     )
 

@@ -65,6 +65,7 @@ class HeadroomRow(TypedDict):
     split: str
     pressure: Number
     pressure_reached: NotRequired[Number]
+    reached: NotRequired[bool]
     policies: dict[str, Costs]
     headroom: Number
 
@@ -99,6 +100,8 @@ class FamilyEvaluation(TypedDict):
     split: str
     pressure: NotRequired[Number | None]
     pressure_reached: NotRequired[Number | None]
+    reached: NotRequired[bool | None]
+    near_copy_of: NotRequired[str | None]
     headroom: NotRequired[Number | None]
     policies: dict[str, PolicyCosts]
 
@@ -112,6 +115,14 @@ class PolicyIqm(TypedDict):
     gap_closed_static_tuned: NotRequired[Number | None]
 
 
+class PressureIqm(TypedDict):
+    """All policies at one pressure, over the held-out families that reach it; `missed`: those that do not."""
+
+    families: list[str]
+    missed: list[str]
+    policies: dict[str, PolicyIqm]
+
+
 class Evaluation(TypedDict):
     """The object of `evaluate --json`; `roles` names the policies whose role their name does not tell."""
 
@@ -121,6 +132,7 @@ class Evaluation(TypedDict):
     seeds: list[int]
     families: dict[str, FamilyEvaluation]
     iqm: dict[str, PolicyIqm]
+    by_pressure: NotRequired[dict[str, PressureIqm] | None]
     oracle: NotRequired[dict[str, Any] | None]
     roles: NotRequired[dict[str, Role]]
     meta: NotRequired[dict[str, Any]]

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pikv_agents.report.schema import CoverageRow, Evaluation, HeadroomRow, Live, Policy
-from pikv_agents.report.verdict import LEAST_HEADROOM, counted_families, role
+from pikv_agents.report.verdict import LEAST_HEADROOM, counting, met, role
 
 LOG_WIDTH = 128
+REACHING = "pressure asked (reached; *: too far below it to count as that pressure)"
 _STYLES = {"learned": "bold cyan", "heuristic": "", "reference": "dim"}
 
 
@@ -58,11 +59,11 @@ def span(value: Sequence[float] | None) -> str:
 
 
 def pressure(row: Mapping[str, Any]) -> str:
-    """Pressure asked, and in brackets the one reached, where caps that hold the largest request keep it lower."""
-    asked, reached = row.get("pressure"), row.get("pressure_reached")
+    """Pressure asked; in brackets the one reached where that is lower, with a star where it does not count as such."""
+    asked, got = row.get("pressure"), row.get("pressure_reached")
     if asked is None:
         return "–"
-    return f"{asked:g}" if reached is None or reached >= 0.99 * asked else f"{asked:g} ({reached:.2g})"
+    return f"{asked:g}" if got is None or got >= 0.99 * asked else f"{asked:g} ({got:.2g}){'' if met(row) else '*'}"
 
 
 def coverage(rows: Sequence[CoverageRow]) -> Table:
@@ -79,21 +80,24 @@ def coverage(rows: Sequence[CoverageRow]) -> Table:
 def headroom(rows: Sequence[HeadroomRow]) -> Table:
     """J by family and reference policy, and what could still be gained."""
     policies = list(dict.fromkeys(policy for row in rows for policy in row["policies"]))
-    caption = f"pressure asked (reached); families under {LEAST_HEADROOM:.0%} headroom are dim and do not count"
+    caption = f"{REACHING}; rows of such a pressure or of under {LEAST_HEADROOM:.0%} headroom are dim and do not count"
     right = ("pressure", *(policy.replace("_", "\n") for policy in policies), "headroom")
     table = plain_table("Headroom: J by family", ("family",), right, caption)
     for row in rows:
         values = [number(row["policies"].get(policy, {}).get("J"), 2) for policy in policies]
-        style = "" if row["headroom"] >= LEAST_HEADROOM else "dim"
+        style = "" if row["headroom"] >= LEAST_HEADROOM and met(row) else "dim"
         table.add_row(row["family"], pressure(row), *values, percent(row["headroom"]), style=style)
     return table
 
 
 def evaluation(section: Evaluation) -> Table:
     """IQM of J by policy, best first, with the share of the gap to the oracle that it closes."""
-    counted = ", ".join(counted_families(section))
+    counted = counting(section)
     right = ("J", "95% interval", "gap closed (global)", "gap closed (tuned)")
-    caption = f"counted families: {counted}; gap: from static_global or static_tuned to the oracle bound"
+    caption = (
+        f"counted: {', '.join(counted.families)}; {counted.rule}. Gap: from static_global or static_tuned to the "
+        "oracle bound"
+    )
     table = plain_table("Evaluation: less J is better", ("policy", "role"), right, caption)
     for policy, row in sorted(section["iqm"].items(), key=lambda item: item[1]["J"]):
         kind = role(section, policy)
@@ -102,10 +106,29 @@ def evaluation(section: Evaluation) -> Table:
     return table
 
 
+def by_pressure(section: Evaluation) -> Table:
+    """IQM of J by policy and pressure, over the held-out families that reach it."""
+    told = section.get("by_pressure") or {}
+    missed = [f"{p} is not reached by {', '.join(one['missed'])}" for p, one in told.items() if one["missed"]]
+    caption = "; ".join(["held-out families, whatever their headroom", *missed])
+    right = tuple(f"{p}\n{len(one['families'])} families" for p, one in told.items())
+    table = plain_table("Evaluation by pressure: IQM of J", ("policy",), right, caption)
+    for policy in sorted(section["iqm"], key=lambda one: section["iqm"][one]["J"]):
+        values = [number(one["policies"].get(policy, {}).get("J")) for one in told.values()]
+        table.add_row(policy, *values, style=_STYLES[role(section, policy)])
+    return table
+
+
+def evaluations(section: Evaluation) -> list[Table]:
+    """All tables of an evaluation, in the order of reading."""
+    middle = [by_pressure(section)] if section.get("by_pressure") else []
+    return [families(section), *middle, evaluation(section)]
+
+
 def families(section: Evaluation) -> Table:
     """Every policy on every family, with the parts of J."""
     right = ("J", "95% interval", "latency", "memory", "fidelity", "worst")
-    caption = "pressure asked (reached); latency: L / L_U; memory: M; fidelity: F; worst: loss of the worst request"
+    caption = f"{REACHING}; latency: L / L_U; memory: M; fidelity: F; worst: loss of the worst request"
     table = plain_table("Evaluation by family: less J is better", ("family", "policy"), right, caption)
     for family, block in section["families"].items():
         ordered = sorted(block["policies"].items(), key=lambda item: item[1]["J"])

@@ -1,17 +1,19 @@
 """The verdict: does the learned policy beat the best heuristic? Computed from intervals, never written.
 
 Where the scores of both policies by workload are known, the interval is that of their paired difference;
-otherwise one wins only if the two intervals do not touch. Only held-out families with at least 10 % headroom
-count; the others are listed.
+otherwise one wins only if the two intervals do not touch. Only held-out families with at least 10 % headroom, at a
+pressure that they reach, count; the others are listed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pikv_agents.report.schema import Evaluation, PolicyCosts, PolicyIqm, Role
 from pikv_agents.statistics import iqm, paired_difference
+from pikv_env.suites import reached
 
 Outcome = Literal["wins", "ties", "loses"]
 Row = PolicyCosts | PolicyIqm
@@ -71,12 +73,45 @@ def role(evaluation: Evaluation, policy: str) -> Role:
     return "reference" if policy in REFERENCES else "heuristic"
 
 
-def counted_families(evaluation: Evaluation) -> list[str]:
-    """Held-out families with enough headroom; if there is none, all held-out ones; if none is, all."""
+@dataclass(frozen=True)
+class Counting:
+    """Which families an evaluation is judged by, and why these."""
+
+    families: tuple[str, ...]
+    rule: str
+    """What is true of them, in words."""
+
+
+def met(row: Mapping[str, Any]) -> bool:
+    """Whether a row's pressure was reached; rows that do not tell are taken at their word."""
+    asked, got = row.get("pressure"), row.get("pressure_reached")
+    return asked is None or got is None or reached(asked, got)
+
+
+def counting(evaluation: Evaluation) -> Counting:
+    """Held-out families at a pressure that was reached, with enough headroom; where there is none, the next best."""
     families = evaluation["families"]
-    held_out = [name for name, row in families.items() if row["split"] == "test"] or list(families)
-    enough = [name for name in held_out if (families[name].get("headroom") or 0) >= LEAST_HEADROOM]
-    return enough or held_out
+    held_out = [name for name, row in families.items() if row["split"] == "test"]
+    there = [name for name in held_out if met(families[name])]
+    enough = [name for name in there if (families[name].get("headroom") or 0) >= LEAST_HEADROOM]
+    if enough:
+        return Counting(
+            tuple(enough),
+            f"a family counts if it was held out from training, reaches its pressure and has at least "
+            f"{LEAST_HEADROOM:.0%} headroom",
+        )
+    if there:
+        known = any(families[name].get("headroom") is not None for name in there)
+        why = f"none of them has {LEAST_HEADROOM:.0%} headroom" if known else "their headroom is not known here"
+        return Counting(tuple(there), f"these were held out from training and reach their pressure; {why}")
+    if held_out:
+        return Counting(tuple(held_out), "these were held out from training; none reaches its pressure")
+    return Counting(tuple(families), "no family here was held out from training, so all are shown: this is no test")
+
+
+def counted_families(evaluation: Evaluation) -> list[str]:
+    """The families of `counting`."""
+    return list(counting(evaluation).families)
 
 
 def judge(learned: Row, baseline: Row) -> Outcome:

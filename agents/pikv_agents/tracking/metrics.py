@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pikv_env.whole_file import write_whole
 
 METRIC_GROUPS = ("charts/", "cost/", "eval/", "losses/", "quick/")
 METRICS_FILE = "metrics.jsonl"
@@ -33,11 +34,7 @@ def check_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 def write_json(path: Path | str, value: Any) -> Path:
     """Write `value` as JSON so that a reader sees the old file or the whole new one; NaN is refused."""
     path = Path(path)
-    text = json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n").encode())
     return path
 
 
