@@ -97,7 +97,7 @@ def replay_log(log: ServingLog, policy: Policy | None = None) -> LogReplay:
         log: of a live run, on either clock.
         policy: decides on the simulator's telemetry, and must ask for what the log says; None: the log's controls.
     """
-    player = _Player(log, policy)
+    player = LogPlayer(log, policy)
     difference = player.play()
     s = player.state
     if not difference:
@@ -173,7 +173,7 @@ def _observations(log: ServingLog, count: int, layers: int, pages: int) -> tuple
     return mass, score_
 
 
-class _Player:
+class LogPlayer:
     """Plays a log iteration by iteration; `play` returns the first difference."""
 
     def __init__(self, log: ServingLog, policy: Policy | None) -> None:
@@ -186,6 +186,7 @@ class _Player:
         self._limit_s = float(log.header["limit_s"])
 
     def play(self) -> str:
+        """Play the log to its end; where the simulator first differs, or nothing."""
         s = self.state
         for d, at in enumerate(self.log.arrays["decided_at"].tolist()):
             if at != self.t:
@@ -196,6 +197,9 @@ class _Player:
             L.write_telemetry(s, 0, self.told.groups, self.told.globals)
         missing = self.log.iterations - self.t
         return f"iteration {self.t}: over, {missing} iterations before the log" if missing else ""
+
+    def planned(self) -> None:
+        """Called when an iteration is planned, before its signals are fed; for those who count its work."""
 
     def _decide(self, d: int) -> str:
         a = self.log.arrays
@@ -232,6 +236,7 @@ class _Player:
         s, a, t = self.state, self.log.arrays, self.t
         if not np.array_equal(s.slot_plan[0], a["plan"][t]):
             return "plan"
+        self.planned()
         feed(s, a, slice(self._seen[t], self._seen[t + 1]), slice(self._filled[t], self._filled[t + 1]))
         seconds = float(a["seconds"][t])
         if self.log.header["clock"] == "model":

@@ -1,15 +1,15 @@
-"""Sim to live. Level A: model clock and recorded signals: identical at every iteration. Level B: wall clock."""
+"""Sim to live, level A: on the model clock, fed the same signals, engine and simulator are identical throughout.
+
+Level B, the wall clock, is in `level_b.py`.
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pikv_env.live import run_live
 from pikv_env.pool import WorkloadPool
 from pikv_env.runtime_env import RuntimeEnv
 from pikv_env.trace_env import TraceEnv
@@ -121,54 +121,3 @@ def level_a(
         rows.append({"policy": spec, "iterations": pair.iterations, "first_difference": difference})
     different = [f"{r['policy']}: {r['first_difference']}" for r in rows if r["first_difference"]]
     return {"identical": not different, "first_difference": different[0] if different else None, "rows": rows}
-
-
-def level_b(
-    pool: WorkloadPool,
-    specs: Sequence[str],
-    *,
-    pressure: float,
-    repeats: int = 2,
-    model: Any = "embedded",
-    workload: int = 0,
-) -> dict[str, Any]:
-    """Measure every policy on the wall clock and compare with the trace environment on the model clock."""
-    from scipy.stats import kendalltau
-
-    lambdas = (LAMBDA1, LAMBDA2)
-    rows: list[dict[str, Any]] = []
-    for spec in specs:
-        simulated = _simulate(pool, spec, pressure, workload)
-        measure = partial(run_live, pool, spec, workload=workload, pressure=pressure, lambdas=lambdas, model=model)
-        runs = [measure(clock="wall") for _ in range(repeats)]
-        live = {k: [getattr(r, k) for r in runs] for k in ("J", "latency", "memory", "loss", "hit_rate")}
-        rows.append({"policy": spec, "trace": simulated, "live": live})
-    mean = {k: np.array([np.mean(r["live"][k]) for r in rows]) for k in rows[0]["live"]}
-    trace = {k: np.array([r["trace"][k] for r in rows]) for k in mean}
-    spread = float(np.median([np.ptp(r["live"]["latency"]) / np.mean(r["live"]["latency"]) for r in rows]))
-    noise = np.array([np.std(r["live"]["J"], ddof=1) if repeats > 1 else 0.0 for r in rows])
-    pairs = [(i, j) for i, j in itertools.combinations(range(len(rows)), 2)
-             if abs(mean["J"][i] - mean["J"][j]) > 2 * max(noise[i], noise[j])]  # fmt: skip
-    agree = [np.sign(trace["J"][i] - trace["J"][j]) == np.sign(mean["J"][i] - mean["J"][j]) for i, j in pairs]
-    return {
-        "bytes_error": float(np.median(np.abs(trace["memory"] / mean["memory"] - 1))),
-        "hits_error": float(np.median(np.abs(trace["hit_rate"] - mean["hit_rate"]))),
-        "latency_median_ape": float(np.median(np.abs(trace["latency"] / mean["latency"] - 1))),
-        "run_to_run_spread": spread,
-        "fidelity_mae": float(np.mean(np.abs(trace["loss"] - mean["loss"]))),
-        "kendall_tau": float(2 * np.mean(agree) - 1) if pairs else None,
-        "kendall_tau_all": float(kendalltau(trace["J"], mean["J"]).statistic) if len(rows) > 1 else None,
-        "pairs": len(pairs),
-        "rows": rows,
-    }
-
-
-def _simulate(pool: WorkloadPool, spec: str, pressure: float, workload: int) -> dict[str, float]:
-    env = TraceEnv(pool.library, config=pool.config, pool=pool)
-    env.reset(seed=0, options={"workload": workload, "pressure": pressure, "lambdas": (LAMBDA1, LAMBDA2)})
-    policy, done = make_policy(spec), False
-    while not done:
-        _, _, done, _, info = env.step_control(policy.decide(env.telemetry))
-    cost = info["episode_cost"]
-    hits = cost["hit_tokens"] / max(1, cost["prompt_tokens"])
-    return {k: float(cost[k]) for k in ("J", "latency", "memory", "loss")} | {"hit_rate": float(hits)}
