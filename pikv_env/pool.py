@@ -24,6 +24,8 @@ from pikv_runtime.profiles import load_geometry, load_profile
 from pikv_runtime.requests import BATCH, INTERACTIVE, RequestList, distinct_blocks
 
 DRAWS = 12
+LESS = {"time": 0.9, "slots": 0.8}
+"""Factor on the load after a workload was refused, by what the load is a share of."""
 LONGEST = 1.5
 """Most horizons that U may take, unless the drain limit lies later: else even U would leave requests unserved."""
 
@@ -137,10 +139,14 @@ class WorkloadPool:
         return self.capacity.service_s(prompt_tokens, output_tokens)
 
     def _draw(self, family: Family, rng: np.random.Generator) -> tuple[RequestList, Reference]:
-        """A workload and its U. A burst can overload even U: then draw again, at a tenth less load."""
+        """A workload and its U. A burst can overload even U: then draw again, at less load.
+
+        Where `load` is a share of the slots, prefill may be what runs out first: without reuse it takes a multiple of
+        the time that slots are reckoned with, so loads fall faster.
+        """
         refused = "no requests within the horizon"
         for attempt in range(DRAWS):
-            load = rng.uniform(*self.config.load) * 0.9**attempt
+            load = rng.uniform(*self.config.load) * LESS[self.load_of] ** attempt
             workload_seed, horizon_s = int(rng.integers(2**31)), self.config.horizon_s
             workload = make_workload(family, self.library, workload_seed, horizon_s, load, self.service_s)
             if not workload.requests:

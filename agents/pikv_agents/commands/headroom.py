@@ -19,6 +19,10 @@ class Headroom(Command, StudyOptions):
 
     seeds: int = 3
     """Workloads of every family; quick: 1."""
+    rivals: tuple[str, ...] = ()
+    """Rivals by search, a column each: random_search, cma_es, hill_climbing, linucb; or all."""
+    budget_intervals: int | None = None
+    """Control intervals that each rival may play in training; by default as many as choosing static_global took."""
 
     def run(self) -> dict[str, Any]:
         """Print the table, return its rows."""
@@ -26,6 +30,7 @@ class Headroom(Command, StudyOptions):
         from pikv_agents.evaluation import priced
         from pikv_agents.headroom import HeadroomConfig, headroom
         from pikv_agents.report import tables
+        from pikv_agents.rivals import SEARCHES
         from pikv_agents.rollout import Suite
 
         at_least_one(seeds=self.seeds)
@@ -39,10 +44,15 @@ class Headroom(Command, StudyOptions):
             config = HeadroomConfig.quick(tuple(range(min(self.seeds, 1))), spec.pressures)
         else:
             config = replace(HeadroomConfig(), seeds=tuple(range(self.seeds)), pressures=spec.pressures)
+        rivals = tuple(SEARCHES) if self.rivals == ("all",) else self.rivals
+        config = replace(config, rivals=rivals, budget_intervals=self.budget_intervals)
         try:
             found = headroom(suite, families, config)
         finally:
             close()
         console.print(tables.headroom(found["rows"]))
         console.print(f"static_global: {found['static_global']}", highlight=False)
+        for name, one in found["rivals"].items():
+            told = f"{one['intervals']:,} of {one['budget_intervals']:,} intervals, {one['trials']} trials"
+            console.print(f"{name}: {one['setting']} ({told})", highlight=False, soft_wrap=True)
         return found | {"suite": spec.id, "meta": origin() | priced(suite)}
