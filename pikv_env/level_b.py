@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pikv_env.live import Clock, run_live
 from pikv_env.log_prices import Fitted, fit_log_prices
-from pikv_env.log_replay import logged_outcome, model_log, outcome, replay_log
+from pikv_env.log_replay import model_log, replay_log
+from pikv_env.outcomes import logged_outcome, outcome
 from pikv_env.pool import WorkloadPool
 from pikv_env.trace_env import TraceEnv
 from pikv_runtime.objective import LAMBDA1, LAMBDA2

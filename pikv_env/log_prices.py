@@ -6,6 +6,7 @@ and replaying it says what each did; so a profile can be fitted to the very stat
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from pikv_env.log_replay import LogPlayer
 from pikv_runtime import ledger as L
 from pikv_runtime.ledger.state import Ledger, Price, Tally
+from pikv_runtime.profiles import Profile
 from pikv_runtime.serving_log import LogError, ServingLog
 
 F8 = NDArray[np.float64]
@@ -53,6 +55,18 @@ class Fitted:
     error: float
     """Median absolute relative error of an iteration's time."""
     iterations: int
+
+
+def profile_of(fit: Fitted, name: str, geometry: str, ranks: int) -> Profile:
+    """A fitted price list as a profile, for that geometry and that many ranks."""
+    return Profile(
+        name=name,
+        geometry=geometry,
+        source=f"fitted to the logs of {fit.iterations} iterations served on {ranks} rank(s)",
+        date=datetime.date.today().isoformat(),
+        fit_error=round(fit.error, 4),
+        prices_s={p.name.lower(): float(fit.prices[p]) for p in Price},
+    )
 
 
 class _Counter(LogPlayer):

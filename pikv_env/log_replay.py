@@ -7,20 +7,19 @@ how far the simulator would have been off: the part of the error that prices are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pikv_env.outcomes import ledger_outcome, logged_outcome, reference_of
 from pikv_runtime import ledger as L
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.contract import Control, Telemetry, clip_control
 from pikv_runtime.ledger.drive import Bank, next_event_s, put_into_force, run_interval, stage
 from pikv_runtime.ledger.setup import Shape
-from pikv_runtime.ledger.state import NO_CAP, Ledger, Tally
-from pikv_runtime.objective import Reference, score
+from pikv_runtime.ledger.state import Ledger, Tally
 from pikv_runtime.policy import load_policy
 from pikv_runtime.policy.base import Policy
 from pikv_runtime.serving_log import CLASSES, COMPARED, REQUESTS, LogError, ServingLog, checksums
@@ -81,15 +80,6 @@ def policy_of(log: ServingLog) -> Policy | None:
     return load_policy(name) if name else None
 
 
-def reference_of(log: ServingLog) -> Reference:
-    """The run's reference U, as far as J needs it."""
-    known = log.header["reference"]
-    charges = np.array(known["charges"], np.float64)
-    return Reference(
-        known["latency"], known["duration_s"], known["audited"], charges, 0.0, 0.0, known["live_bytes_peak"]
-    )
-
-
 def replay_log(log: ServingLog, policy: Policy | None = None) -> LogReplay:
     """Replay `log` with its own iteration times and signals, compared after every iteration.
 
@@ -104,7 +94,7 @@ def replay_log(log: ServingLog, policy: Policy | None = None) -> LogReplay:
         L.close(s, 0, reference_of(log).charges, L.observations(s, 0))
         wrong = np.flatnonzero(s.tally[0] != log.arrays["final_tally"])
         difference = f"end: tally {Tally(int(wrong[0])).name.lower()}" if len(wrong) else ""
-    return LogReplay(player.t, difference, "policy" if policy else "log", logged_outcome(log), _outcome(log, s))
+    return LogReplay(player.t, difference, "policy" if policy else "log", logged_outcome(log), ledger_outcome(log, s))
 
 
 def model_log(log: ServingLog, policy: Policy | None = None, prices: F8 | None = None) -> dict[str, float]:
@@ -134,7 +124,7 @@ def model_log(log: ServingLog, policy: Policy | None = None, prices: F8 | None =
         L.write_telemetry(s, 0, told.groups, told.globals)
         k += 1
     L.close(s, 0, reference_of(log).charges, L.observations(s, 0))
-    return _outcome(log, s)
+    return ledger_outcome(log, s)
 
 
 def bank_of(log: ServingLog) -> Bank:
@@ -256,44 +246,6 @@ def feed(s: Ledger, a: dict[str, NDArray[Any]], seen: slice, filled: slice) -> N
     rows = zip(*(a[name][filled] for name in ("filled_slot", "filled_page", "tags", "errors")), strict=True)
     for slot, page, tags, errors in rows:
         L.tag_page(s, 0, s.page_block[0, slot, page], tags, errors)
-
-
-def logged_outcome(log: ServingLog) -> dict[str, float]:
-    """What the live run came to."""
-    return _numbers(log, log.arrays["final_tally"], float(log.arrays["clock_s"][-1]) if log.iterations else 0.0)
-
-
-def _outcome(log: ServingLog, s: Ledger) -> dict[str, float]:
-    return _numbers(log, s.tally[0], float(s.clock_s[0]))
-
-
-def _numbers(log: ServingLog, tally: F8, clock_s: float) -> dict[str, float]:
-    reference, cap = reference_of(log), float(log.header["cap_bytes"])
-    total = cap * int(log.header["ranks"]) if cap < NO_CAP else max(1.0, reference.live_bytes_peak)
-    lambda1, lambda2 = log.arrays["lambdas"].tolist()
-    return outcome(tally, clock_s, reference, total, (lambda1, lambda2))
-
-
-def outcome(
-    tally: F8, clock_s: float, reference: Reference, cap_total: float, lambdas: Sequence[float]
-) -> dict[str, float]:
-    """J with its parts, and what parity compares, of an episode that is over: `bytes_mean` over time, `hit_rate` of
-    prompt tokens, seconds of the clock that went by and that were busy."""
-    found = score(tally, reference, cap_total, *lambdas)
-    return {
-        "J": found.J,
-        "latency": found.latency,
-        "memory": found.memory,
-        "loss": found.loss,
-        "hit_rate": float(tally[Tally.HIT_TOKENS] / max(1.0, tally[Tally.PROMPT_TOKENS])),
-        "bytes_mean": float(tally[Tally.BYTE_SECONDS] / clock_s) if clock_s > 0 else 0.0,
-        "duration_s": clock_s,
-        "busy_s": float(tally[Tally.BUSY_S]),
-        "iterations": float(tally[Tally.ITERATIONS]),
-        "preemptions": float(tally[Tally.PREEMPTIONS]),
-        "evicted_pages": float(tally[Tally.EVICTED_PAGES]),
-        "encoded_pages": float(tally[Tally.ENCODED_PAGES]),
-    }
 
 
 def _telemetry(s: Ledger) -> Telemetry:

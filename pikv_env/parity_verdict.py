@@ -55,6 +55,33 @@ def policy_errors(row: Row) -> dict[str, float]:
     }
 
 
+def causes(row: Row) -> dict[str, float]:
+    """What the errors come from, signed. The simulator with the live run's own signals stands between the two: from
+    live to there it is the prices' doing, from there to the trace that of recorded signals.
+
+    `iteration_s` is the error of an iteration's mean time, as a share; latency likewise; loss as a difference.
+    """
+    live, modelled, trace = (
+        {k: float(np.mean(v)) for k, v in source.items()} for source in (row.live, row.modelled, row.trace)
+    )
+    took = [source["busy_s"] / max(1.0, source["iterations"]) for source in (live, modelled)]
+    return {
+        "iteration_s": took[1] / took[0] - 1,
+        "latency_by_prices": modelled["latency"] / live["latency"] - 1,
+        "latency_by_signals": trace["latency"] / modelled["latency"] - 1,
+        "loss_by_prices": modelled["loss"] - live["loss"],
+        "loss_by_signals": trace["loss"] - modelled["loss"],
+        "hits_by_prices": modelled["hit_rate"] - live["hit_rate"],
+        "hits_by_signals": trace["hit_rate"] - modelled["hit_rate"],
+    }
+
+
+def mean_causes(rows: Sequence[Row]) -> dict[str, float]:
+    """Means over policies of the absolute `causes`."""
+    found = [causes(row) for row in rows]
+    return {name: float(np.mean([abs(one[name]) for one in found])) for name in found[0]}
+
+
 def ranking(rows: Sequence[Row]) -> dict[str, Any]:
     """Kendall's τ of J between trace and live, over the pairs whose live means differ by more than 2 σ.
 

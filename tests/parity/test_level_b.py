@@ -8,7 +8,7 @@ import pytest
 from pikv_env.config import EnvConfig
 from pikv_env.level_b import Row, measure, simulate
 from pikv_env.log_prices import fit_log_prices, work_of
-from pikv_env.parity_verdict import TARGETS, policy_errors, ranking, summarise
+from pikv_env.parity_verdict import TARGETS, causes, policy_errors, ranking, summarise
 from pikv_env.pool import WorkloadPool
 from pikv_env.traces import synthetic_library
 from pikv_runtime.config import RuntimeConfig
@@ -83,6 +83,17 @@ def test_a_replay_that_differs_is_not_met() -> None:
     rows = [row(name, js) for name, js in J.items()]
     rows[1].replay_difference = "iteration 3: bytes_rank"
     assert not summarise(rows)["verdicts"]["replays_identical"]
+
+
+def test_causes_add_up_to_the_error() -> None:
+    one = row("a", latency=1.0, loss=0.02)
+    for where, seconds in (("live", 2.0), ("trace", 2.5), ("modelled", 2.2)):
+        getattr(one, where).update({"busy_s": [seconds], "iterations": [100.0]})
+    one.modelled |= {"latency": [1.6], "loss": [0.04], "hit_rate": [0.3]}
+    found = causes(one)
+    assert found["iteration_s"] == pytest.approx(0.1)
+    assert (1 + found["latency_by_prices"]) * (1 + found["latency_by_signals"]) == pytest.approx(1.0 / 2.0)
+    assert found["loss_by_prices"] + found["loss_by_signals"] == pytest.approx(0.02 - 0.05)
 
 
 def test_errors_are_signed() -> None:

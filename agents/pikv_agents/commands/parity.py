@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pikv_agents.commands.base import Command
 
 if TYPE_CHECKING:
-    from pikv_env.level_b import Measurement
-    from pikv_env.pool import WorkloadPool
     from pikv_env.traces.library import TraceLibrary
 
 # From idle to thrashing.
@@ -32,13 +30,6 @@ POLICIES = (
     "static:evict=0.5,fan_out=0.5/lru",
     "static:ratio=4,evict=0.5,fan_out=0.05,window=1/streaming_llm",
 )
-CALIBRATION_SEED = 1000
-"""Added to the seed: calibration serves another workload of the same family."""
-
-
-DRAIN = 3.0
-"""Longest drain over the horizon: who is cut off counts as lost, and a machine that is a little slower would cut off
-more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +63,12 @@ class Parity(Command):
     """Where contents are recorded here: attention is recorded, and observed, once in so many decode steps."""
     pressure: float = 0.2
     """Working set over cap; short requests have small working sets."""
-    horizon_s: float = 8.0
+    horizon_s: float = 13.0
     """Seconds of arrivals at level B, on the clock of the run."""
     horizon_a_s: float = 2.5
     """Seconds of arrivals at level A."""
-    load: float = 0.45
-    """Offered load, by the profile."""
+    load: float = 0.3
+    """Offered load: by a profile measured first, where the clock is the wall's."""
     logs: Path | None = None
     """Folder that keeps the serving logs of level B."""
     seed: int = 0
@@ -88,6 +79,7 @@ class Parity(Command):
         import torch
 
         from pikv_agents.commands.options import at_least_one, origin
+        from pikv_runtime.policy import load_policy
 
         if self.log is not None:
             return replayed(self.log)
@@ -96,6 +88,8 @@ class Parity(Command):
         at_least_one(repeats=self.repeats, policies=len(self.policies), observe_tokens=self.observe_tokens)
         for ranks in (*self.ranks, *self.model_ranks):
             at_least_one(ranks=ranks)
+        for policy in self.policies:  # a wrong name is told now, not after minutes
+            load_policy(policy)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -104,6 +98,7 @@ class Parity(Command):
             torch.set_num_threads(threads)
 
     def _levels(self) -> dict[str, Any]:
+        from pikv_agents.parity_stage import traces
         from pikv_runtime.models import load_model
 
         model, result = load_model("embedded")[0], dict[str, Any]()
@@ -115,44 +110,9 @@ class Parity(Command):
         return result
 
 
-def traces(given: Parity, model: Any) -> TraceLibrary:
-    """The library that was asked for, or short contents of the family's kinds, recorded now."""
-    from dataclasses import replace
-
-    from pikv_env.builtin import resolve_library
-    from pikv_env.traces.recorder import RECORDING, record
-    from pikv_env.workloads.content import build_contents
-    from pikv_env.workloads.families import FAMILIES, check_text
-
-    check_text((given.family,))
-    if given.library is not None:
-        return resolve_library(None if str(given.library) == "builtin" else given.library)
-    contents = [
-        content
-        for kind in FAMILIES[given.family].kinds
-        for content in build_contents(kind, 12, given.seed, prompt_range=(96, 256), output_range=(12, 32))
-    ]
-    return record(model, contents, replace(RECORDING, observe_tokens=given.observe_tokens))
-
-
-def pool_of(given: Parity, library: TraceLibrary, ranks: int, horizon_s: float, seed: int) -> WorkloadPool:
-    """One workload on so many ranks."""
-    from pikv_env import EnvConfig, WorkloadPool
-    from pikv_runtime.config import RuntimeConfig
-
-    runtime = RuntimeConfig(
-        codec="bf16", read="sparse", router="centroid", slots=16, blocks=4096, observe_tokens=library.observe_tokens,
-        audit_share=0.5, interval_s=0.5,
-    )  # fmt: skip
-    config = EnvConfig(
-        families=(given.family,), horizon_s=horizon_s, load=(given.load, given.load), workloads=1, ranks=ranks,
-        runtime=runtime, drain=DRAIN,
-    )  # fmt: skip
-    return WorkloadPool(library, config, seed)
-
-
 def level_a_report(given: Parity, library: TraceLibrary, model: Any) -> dict[str, Any]:
     """Level A on every number of ranks."""
+    from pikv_agents.parity_stage import pool_of
     from pikv_agents.report import tables
     from pikv_env.parity import level_a
 
@@ -170,25 +130,33 @@ def level_a_report(given: Parity, library: TraceLibrary, model: Any) -> dict[str
 
 def level_b_report(given: Parity, library: TraceLibrary, model: Any) -> dict[str, Any]:
     """Level B on every number of ranks: `level_b` and `rows`."""
+    from tempfile import TemporaryDirectory
+
     from tqdm import tqdm
 
+    from pikv_agents.parity_stage import CALIBRATION_SEED, measured_profile, pool_of, price_facts, workload_facts
     from pikv_agents.report import parity, tables
     from pikv_env.level_b import measure
-    from pikv_env.parity_verdict import TARGETS, summarise
+    from pikv_env.parity_verdict import TARGETS, causes, mean_causes, policy_errors, summarise
 
     console, by_ranks, rows = tables.console(), dict[str, Any](), list[dict[str, Any]]()
     for ranks in given.ranks:
-        pool = pool_of(given, library, ranks, given.horizon_s, given.seed)
-        other = pool_of(given, library, ranks, given.horizon_s / 2, given.seed + CALIBRATION_SEED)
-        with tqdm(desc="level B", unit="run", leave=False) as bar:
+        with TemporaryDirectory() as folder, tqdm(desc="level B", unit="run", leave=False) as bar:
+            bar.set_description_str(f"{ranks} rank(s), measuring the machine")
+            now = "cpu-gloo"
+            if given.clock == "wall":
+                now = measured_profile(given, library, ranks, model, Path(folder))
+            pool = pool_of(given, library, ranks, given.horizon_s, given.seed, now)
+            other = pool_of(given, library, ranks, given.horizon_s / 2, given.seed + CALIBRATION_SEED, now)
             found = measure(
                 pool, other, given.policies, pressure=given.pressure, repeats=given.repeats, model=model,
                 clock=given.clock, logs=given.logs, seed=given.seed,
                 note=lambda text, bar=bar: (bar.set_description_str(text), bar.update(1), None)[2],
             )  # fmt: skip
         summary = summarise(found.rows)
-        by_ranks[str(ranks)] = summary | {"workload": workload_facts(pool), "prices": price_facts(found)}
-        rows += [asdict(row) for row in found.rows]
+        facts = {"workload": workload_facts(pool), "prices": price_facts(found), "causes": mean_causes(found.rows)}
+        by_ranks[str(ranks)] = summary | facts
+        rows += [asdict(row) | {"errors": policy_errors(row), "causes": causes(row)} for row in found.rows]
         console.print(parity.policies(found.rows, f"level B, {ranks} rank(s), {given.clock} clock"))
         console.print(parity.targets(summary, TARGETS))
     worst = {name: _worst([b[name] for b in by_ranks.values()], least=name == "kendall_tau") for name in TARGETS}
@@ -202,28 +170,6 @@ def _worst(values: list[float | None], least: bool) -> float | None:
     """The worst of several; None (no pairs to rank) is worst of all."""
     known = [v for v in values if v is not None]
     return None if len(known) < len(values) else (min if least else max)(known)
-
-
-def workload_facts(pool: WorkloadPool) -> dict[str, float]:
-    """How large the workload is."""
-    prepared = pool.prepared[0]
-    requests = prepared.workload.requests
-    return {
-        "requests": len(requests),
-        "prompt_tokens": sum(r.prompt_tokens for r in requests),
-        "output_tokens": sum(r.output_tokens for r in requests),
-        "busy_share_of_u": prepared.reference.busy_share,
-    }
-
-
-def price_facts(found: Measurement) -> list[dict[str, Any]]:
-    """The price lists of the rounds, and how well they fit."""
-    from pikv_runtime.ledger.state import Price
-
-    return [
-        {"error": fit.error, "iterations": fit.iterations, **{p.name.lower(): float(fit.prices[p]) for p in Price}}
-        for fit in found.fits
-    ]
 
 
 def replayed(path: Path) -> dict[str, Any]:
