@@ -6,6 +6,7 @@ from pikv_runtime.ledger.blocks import from_cache, lookup
 from pikv_runtime.ledger.host import bytes_on, from_host, hold, let_go
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.prefetch import fetch_block, fetch_free, fetch_victims
 from pikv_runtime.ledger.pressure import demotes, make_room
 from pikv_runtime.ledger.references import open_block, release, share
 from pikv_runtime.ledger.state import HELD, IN_HOST, NATIVE, Ledger, Status, Tally
@@ -160,10 +161,14 @@ def admit(s: Ledger, i: int, r: int, q: int) -> bool:
     pages = (target + s.page_tokens - 1) // s.page_tokens
     block_bytes = s.layers * s.codec_bytes[NATIVE]
     fresh = (pages - hits) * block_bytes
+    for p in range(hits):
+        fetch_block(s, i, find(s, i, s.req_hashes[i, q, p]))
     # Room for every running request to open its next page, or admission and preemption would chase each other.
     need = fresh + s.running_count[i] * block_bytes
     if not _could_fit(s, i, q, owner, hits, pages - hits, need):
         return False
+    fetch_free(s, i, pages - hits)
+    fetch_victims(s, i, 2 * (pages - hits))
     _enlist(s, i, r, q)
     s.slot_tokens[i, r] = hits * s.page_tokens
     s.slot_target[i, r] = target

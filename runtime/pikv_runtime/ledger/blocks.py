@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pikv_runtime.ledger.index import find, insert, remove
+from pikv_runtime.ledger.index import fetch_key, find, insert, remove
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pages import free
 from pikv_runtime.ledger.state import Ledger
+
+AHEAD = 16  # keys that are asked of memory before they are looked up
 
 
 @jit
@@ -24,7 +26,11 @@ def lookup(s: Ledger, i: int, q: int) -> int:
     """How many leading blocks of request `q`'s prompt the index holds; at least one token stays to compute."""
     most = (s.req_prompt[i, q] - 1) // s.page_tokens
     count = 0
+    for p in range(min(most, AHEAD)):
+        fetch_key(s, i, s.req_hashes[i, q, p])
     while count < most:
+        if count + AHEAD < most:
+            fetch_key(s, i, s.req_hashes[i, q, count + AHEAD])
         key = s.req_hashes[i, q, count]
         if key == 0 or find(s, i, key) < 0:
             break

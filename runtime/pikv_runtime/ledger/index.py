@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.prefetch import fetch_item
 from pikv_runtime.ledger.state import Ledger
 
 
 @jit
 def _home(key: int, mask: int) -> int:
     return ((key >> 17) ^ key) & mask  # block hashes are uniform already
+
+
+@jit
+def fetch_key(s: Ledger, i: int, key: int) -> None:
+    """Ask memory for where `key` is looked for first."""
+    fetch_item(s.index_key, i, _home(key, s.index_slot.shape[1] - 1), 0)
 
 
 @jit

@@ -9,7 +9,8 @@ import numpy as np
 
 from pikv_runtime.contract import GlobalControl, GroupControl
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.readset import choose
+from pikv_runtime.ledger.prefetch import fetch, fetch_pages
+from pikv_runtime.ledger.readset import choose, takes_all
 from pikv_runtime.ledger.state import F4, F8, I1, I8, Ledger, Tally
 from pikv_runtime.ledger.sums import GroupSum, to_moment, to_share
 from pikv_runtime.ledger.utility import decoding, window_start
@@ -64,20 +65,30 @@ def _write_masks(
     s: Ledger, i: int, r: int, layer: int, score: F4, read: I1, wished: I1, bias: F4, values: F8, ids: I8
 ) -> None:
     """Write `read` and `wished` for the pages that slot `r` has; `bias`, `values` and `ids` (P,) are scratch."""
-    live, ghost, tags = s.page_live[i, r, layer], s.page_ghost[i, r, layer], s.page_tag[i, r, layer]
-    recent = window_start(s, i, r)
+    live, ghost, recent = s.page_live[i, r, layer], s.page_ghost[i, r, layer], window_start(s, i, r)
+    fan_out = s.control_globals[i, GlobalControl.FAN_OUT] if s.sparse == 1 else 1.0
+    chosen = not takes_all(live, ghost, fan_out, s.sink_pages, recent)
     for p in range(s.slot_pages[i, r]):
-        always = p < s.sink_pages or p >= recent
-        read[p], wished[p], bias[p] = live[p] if always else 0, 0, 0.0
-        if not always and tags[p] >= 0:
+        read[p], wished[p] = live[p], 0
+    for p in range(s.sink_pages, recent):
+        if chosen:
+            read[p] = 0
+        else:
+            wished[p] = live[p] | ghost[p]
+    if chosen:
+        _write_bias(s, i, r, layer, bias)
+        choose(score, live, ghost, bias, fan_out, s.sink_pages, recent, read, wished, values, ids)
+
+
+@jit
+def _write_bias(s: Ledger, i: int, r: int, layer: int, bias: F4) -> None:
+    """The policy's routing bias of each page outside the always-on set."""
+    tags = s.page_tag[i, r, layer]
+    for p in range(s.sink_pages, window_start(s, i, r)):
+        bias[p] = 0.0
+        if tags[p] >= 0:
             group = tags[p] * s.layer_groups + s.layer_group[layer]
             bias[p] = s.control_groups[i, group, GroupControl.ROUTING_BIAS]
-    if s.sparse == 1:
-        fan_out = s.control_globals[i, GlobalControl.FAN_OUT]
-        choose(score, live, ghost, bias, fan_out, s.sink_pages, recent, read, wished, values, ids)
-        return
-    for p in range(s.sink_pages, recent):
-        read[p], wished[p] = live[p], live[p] | ghost[p]
 
 
 @jit
@@ -118,7 +129,8 @@ def _count_wishes(s: Ledger, i: int, r: int, layer: int, wished: I1, mass: F4, a
         if tags[p] >= 0:
             group = tags[p] * s.layer_groups + s.layer_group[layer]
             s.group_wishes[i, group, 0] += 1.0
-            s.group_wishes[i, group, 1] += 1.0 - live[p]
+            if live[p] == 0:
+                s.group_wishes[i, group, 1] += 1.0
     s.tally[i, Tally.WISHED_PAGES] += wishes
     s.tally[i, Tally.GHOST_WISHES] += ghosts
     s.tally[i, Tally.CONFLICTS] += conflicts
@@ -148,6 +160,9 @@ def observe(s: Ledger, i: int, r: int, mass: F4, score: F4) -> None:
     read, wished, bias = np.empty(pages, np.int8), np.empty(pages, np.int8), np.empty(pages, np.float32)
     values, ids = np.empty(pages, np.float64), np.empty(pages, np.int64)
     audited, loss = s.req_audited[i, q] == 1, 0.0
+    fetch_pages(s, i, r)
+    for layer in range(s.layers):
+        fetch(mass[layer], s.slot_pages[i, r])
     for layer in range(s.layers):
         seen = mass[layer]
         _write_masks(s, i, r, layer, score[layer], read, wished, bias, values, ids)

@@ -56,16 +56,23 @@ def copy_fact(s: Ledger, i: int, r: int, p: int, block: int, layer: int) -> None
     summed = before != (codec, tag, error)
     if summed:
         add_page(s, i, r, p, layer, -1)
-    s.page_codec[i, r, layer, p] = codec
-    s.page_rank[i, r, layer, p] = s.block_rank[i, block, layer]
-    s.page_tag[i, r, layer, p] = tag
-    s.page_refs[i, r, layer, p] = s.block_refs[i, block, layer]
-    s.page_error[i, r, layer, p] = error
-    if codec > s.top_codec:
-        s.slot_lossy[i, r] = 1
+    write_fact(s, i, r, p, block, layer)
     if summed:
         add_page(s, i, r, p, layer, 1)
     count_page(s, i, r, p, layer, kind, 1)
+
+
+@jit
+def write_fact(s: Ledger, i: int, r: int, p: int, block: int, layer: int) -> None:
+    """Copy a page's facts and count nothing."""
+    codec = s.block_codec[i, block, layer]
+    s.page_codec[i, r, layer, p] = codec
+    s.page_rank[i, r, layer, p] = s.block_rank[i, block, layer]
+    s.page_tag[i, r, layer, p] = s.block_tag[i, block, layer]
+    s.page_refs[i, r, layer, p] = s.block_refs[i, block, layer]
+    s.page_error[i, r, layer, p] = s.block_error[i, block, layer, max(codec, 0)]
+    if codec > s.top_codec:
+        s.slot_lossy[i, r] = 1
 
 
 @jit

@@ -31,6 +31,22 @@ def select(score: F4, candidate: I1, ghost: I1, bias: F4, fan_out: float) -> tup
 
 
 @jit
+def _quota(fan_out: float, pages: int) -> int:
+    """How many of `pages` are read, or wished for."""
+    return min(pages, int(np.ceil(fan_out * pages - 1e-9)))
+
+
+@jit
+def takes_all(candidate: I1, ghost: I1, fan_out: float, first: int, last: int) -> bool:
+    """Whether all of pages [first, last) are read and wished for, so that scores need not be looked at."""
+    resident, gone = 0, 0
+    for p in range(first, last):
+        resident += candidate[p]
+        gone += ghost[p]
+    return _quota(fan_out, resident) == resident and _quota(fan_out, resident + gone) == resident + gone
+
+
+@jit
 def choose(
     score: F4, candidate: I1, ghost: I1, bias: F4, fan_out: float, first: int, last: int, read: I1, wished: I1,
     values: F8, ids: I8,
@@ -43,8 +59,7 @@ def choose(
             total += values[count]
             resident += candidate[p]
             count += 1
-    k = min(resident, int(np.ceil(fan_out * resident - 1e-9)))
-    wishes = min(count, int(np.ceil(fan_out * count - 1e-9)))
+    k, wishes = _quota(fan_out, resident), _quota(fan_out, count)
     if k < resident or wishes < count:
         _normalise(values, ids, count, total / count, bias)
         lowest(values, ids, count, wishes)

@@ -6,9 +6,10 @@ from pikv_runtime.ledger.blocks import drop_block, from_cache, index_block, link
 from pikv_runtime.ledger.host import drop_hosted
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.pages import copy_facts, count_page, free, home_of, move, place, recode, tell_users
+from pikv_runtime.ledger.pages import count_page, free, home_of, move, place, recode, tell_users, write_fact
+from pikv_runtime.ledger.prefetch import fetch_listed
 from pikv_runtime.ledger.state import IN_HOST, ON_DEVICE, Ledger, Tally
-from pikv_runtime.ledger.sums import add_page
+from pikv_runtime.ledger.sums import add_page, take_off
 from pikv_runtime.ledger.utility import always_on, window_start
 from pikv_runtime.ledger.victims import cache_block, clear_room
 
@@ -55,9 +56,7 @@ def _list_page(s: Ledger, i: int, r: int, p: int, block: int) -> None:
     s.page_block[i, r, p] = block
     s.slot_pages[i, r] = p + 1
     for layer in range(s.layers):
-        s.page_live[i, r, layer, p] = 0  # nothing to take off the counts
-    copy_facts(s, i, r, p, block)
-    for layer in range(s.layers):
+        write_fact(s, i, r, p, block, layer)
         s.page_live[i, r, layer, p] = 1
         s.page_ghost[i, r, layer, p] = 0
         s.page_mass[i, r, layer, p] = 1.0  # relative to a uniform spread: a new page starts as average
@@ -177,7 +176,6 @@ def _give_up(s: Ledger, i: int, r: int, p: int, block: int) -> None:
     if s.block_exact[i, block] == 1 and whole(s, i, block):
         s.whole_listed[i] -= 1
     for layer in range(s.layers):
-        add_page(s, i, r, p, layer, -1)
         if s.page_live[i, r, layer, p] == 1:
             s.page_live[i, r, layer, p] = 0
             s.block_refs[i, block, layer] -= 1
@@ -191,6 +189,8 @@ def _give_up(s: Ledger, i: int, r: int, p: int, block: int) -> None:
 @jit
 def release(s: Ledger, i: int, r: int) -> None:
     """Slot `r` lets go of everything; blocks that are whole, sharable and indexed become cached."""
+    fetch_listed(s, i, r)
+    take_off(s, i, r)
     # Deepest first, so that a chain's tail is the older victim among equals.
     for p in range(s.slot_pages[i, r] - 1, -1, -1):
         block = s.page_block[i, r, p]

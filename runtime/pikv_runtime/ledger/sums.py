@@ -60,6 +60,14 @@ def add_page(s: Ledger, i: int, r: int, p: int, layer: int, sign: int) -> None:
 
 
 @jit
+def take_off(s: Ledger, i: int, r: int) -> None:
+    """Take all pages of slot `r`, which lets go of them, off their groups' sums."""
+    for layer in range(s.layers):
+        for p in range(s.slot_pages[i, r]):
+            add_page(s, i, r, p, layer, -1)
+
+
+@jit
 def recount_groups(s: Ledger, i: int) -> None:
     """Count the groups' sums from scratch; who writes into the pages' arrays directly (tests) calls this."""
     for g in range(s.group_sums.shape[1]):
