@@ -61,7 +61,7 @@ class TraceVecEnv(VecEnv):  # type: ignore[misc]
         self.config = make_config(config, **fields)
         self._render_mode = render_mode
         self.screens = [Screen(render_mode) for _ in range(num_envs if render_mode is not None else 0)]
-        self.batch = TraceBatch(resolve_library(library), self.config, num_envs, seed, pool, threads)
+        self.batch = self._make_batch(resolve_library(library), num_envs, seed, pool, threads)
         self.spaces = PolicySpaces(self.config.control, self.batch.num_groups)
         self._returns = np.zeros(num_envs)
         self._start_s = time.monotonic()
@@ -142,6 +142,11 @@ class TraceVecEnv(VecEnv):  # type: ignore[misc]
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Indices = None) -> list[bool]:
         """Never."""
         return [False for _ in self._get_indices(indices)]
+
+    def _make_batch(
+        self, library: TraceLibrary, num_envs: int, seed: int, pool: WorkloadPool | None, threads: int
+    ) -> TraceBatch:
+        return TraceBatch(library, self.config, num_envs, seed, pool, threads)
 
     def _end(self, last: Array, over: NDArray[np.bool_], infos: list[dict[str, Any]]) -> Array:
         """Describe and restart the lanes that are over; returns the observations after it."""

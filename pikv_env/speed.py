@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from pikv_env.batch import TraceBatch
+from pikv_env.pool import WorkloadPool
 from pikv_env.reference_instance import Instance, LoadedPool, loaded_batch, neutral
 from pikv_env.sb3 import TraceVecEnv
-from pikv_runtime.contract import GlobalControl, GroupControl
+from pikv_env.traces.library import TraceLibrary
+from pikv_runtime.contract import Array, GlobalControl, GroupControl
 from pikv_runtime.engine import Engine
 from pikv_runtime.ledger.state import Status, Tally
 from pikv_runtime.requests import RequestList
@@ -64,16 +66,46 @@ def warm_batch(instance: Instance, lanes: int, threads: int, steps: int, steer: 
     return batch
 
 
+class LoadedView(TraceVecEnv):
+    """A loaded server behind SB3's face. `reset` leaves its lanes where they are, in the middle of their episodes.
+
+    Args:
+        instance: what every lane holds.
+        num_envs: lanes.
+        intervals: steps for which arrivals last.
+        threads: of the batch.
+    """
+
+    def __init__(self, instance: Instance, num_envs: int, intervals: int, threads: int = 1) -> None:
+        self.loaded = warm_batch(instance, num_envs, threads, intervals)
+        pool = self.loaded.pool
+        super().__init__(num_envs, pool.library, config=pool.config, pool=pool, threads=threads)
+
+    def _make_batch(
+        self, library: TraceLibrary, num_envs: int, seed: int, pool: WorkloadPool | None, threads: int
+    ) -> TraceBatch:
+        return self.loaded
+
+    def reset(self) -> Array:
+        """Observations of the lanes as they are."""
+        return self._observation()
+
+
 def rate(batch: TraceBatch, steps: int) -> float:
     """Intervals per second over `steps` steps; raises RuntimeError if the lanes run idle."""
     start = time.perf_counter()
     for _ in range(steps):
         batch.step()
     found = steps * batch.num_envs / (time.perf_counter() - start)
+    demand_busy(batch)
+    return found
+
+
+def demand_busy(batch: TraceBatch) -> None:
+    """Raise RuntimeError if the lanes run idle."""
     slots = batch.config.runtime.slots
     if batch.state.running_count.mean() < BUSY * slots:
         raise RuntimeError(f"only {batch.state.running_count.mean():.1f} requests of {slots} run: this measures idling")
-    return found
 
 
 def _contents(batch: TraceBatch, held: np.ndarray) -> dict[str, float]:

@@ -16,8 +16,8 @@ class Bench(Command):
     """Measure speed.
 
     `env`: control intervals per second of the trace environment on its reference instance (16 running requests, 4,000
-    live pages, 10,000 cached blocks, 64 lanes), beside the live runtime on the same instance; PPO end to end on the
-    quick preset; how cost grows with pages, blocks, groups, requests and iterations. Medians of several runs.
+    live pages, 10,000 cached blocks, 64 lanes), beside the live runtime on the same instance; PPO end to end on it and
+    on the quick preset; how cost grows with pages, blocks, groups, requests and iterations. Medians of several runs.
     """
 
     what: Annotated[Literal["env"], tyro.conf.Positional] = "env"
