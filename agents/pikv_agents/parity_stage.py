@@ -15,6 +15,7 @@ CALIBRATION_SEED = 1000
 """Added to the seed: calibration serves another workload of the same family."""
 
 
+FEWEST_REQUESTS = 3
 DRAIN = 3.0
 """Longest drain over the horizon: who is cut off counts as lost, and a machine that is a little slower would cut off
 more."""
@@ -43,19 +44,42 @@ def traces(given: Parity, model: Any) -> TraceLibrary:
 def pool_of(
     given: Parity, library: TraceLibrary, ranks: int, horizon_s: float, seed: int, profile: str = "cpu-gloo"
 ) -> WorkloadPool:
-    """One workload on so many ranks."""
+    """One workload on so many ranks. Seconds of the horizon and of a control interval are those of `cpu-gloo`: on a
+    slower machine both are longer, so that as many requests come, and as many iterations are decided at a time.
+
+    Raises:
+        ValueError: fewer than `FEWEST_REQUESTS` requests.
+    """
     from pikv_env import EnvConfig, WorkloadPool
     from pikv_runtime.config import RuntimeConfig
 
+    slower = _service_s(profile) / _service_s("cpu-gloo")
+    horizon_s *= slower
     runtime = RuntimeConfig(
         codec="bf16", read="sparse", router="centroid", slots=16, blocks=4096, observe_tokens=library.observe_tokens,
-        audit_share=0.5, interval_s=0.5,
+        audit_share=0.5, interval_s=0.5 * slower,
     )  # fmt: skip
     config = EnvConfig(
         families=(given.family,), horizon_s=horizon_s, load=(given.load, given.load), workloads=1, ranks=ranks,
         runtime=runtime, drain=DRAIN, profile=profile,
     )  # fmt: skip
-    return WorkloadPool(library, config, seed)
+    pool = WorkloadPool(library, config, seed)
+    found = len(pool.prepared[0].workload.requests)
+    if found < FEWEST_REQUESTS:
+        raise ValueError(
+            f"horizon_s={horizon_s / slower:g}, load={given.load}: {found} requests of {given.family!r} come, at least "
+            f"{FEWEST_REQUESTS} are needed to compare anything"
+        )
+    return pool
+
+
+def _service_s(profile: str) -> float:
+    """What a short request takes on a machine, seconds; see `Capacity.service_s`."""
+    from pikv_runtime.ledger.state import Price
+    from pikv_runtime.profiles import load_profile
+
+    p = load_profile(profile).prices()
+    return float(128 * p[Price.PREFILL_TOKEN] + 20 * (p[Price.STEP] / 4 + p[Price.DECODE_TOKEN]))
 
 
 def measured_profile(given: Parity, library: TraceLibrary, ranks: int, model: Any, folder: Path) -> str:
@@ -67,7 +91,9 @@ def measured_profile(given: Parity, library: TraceLibrary, ranks: int, model: An
     from pikv_env.log_prices import fit_log_prices, profile_of
     from pikv_runtime.serving_log import ServingLog
 
-    pool, logs = pool_of(given, library, ranks, given.horizon_s / 3, given.seed + CALIBRATION_SEED), []
+    pool, logs = pool_of(given, library, ranks, given.horizon_s / 2, given.seed + CALIBRATION_SEED), []
+    # Once for nothing, in this process: loading compiled code is no iteration's price.
+    run_live(pool, CALIBRATION[0], pressure=given.pressure, lambdas=LAMBDAS, model=model, processes=False)
     for number, policy in enumerate(CALIBRATION):
         file = folder / f"warm-up-{number}.npz"
         run_live(pool, policy, pressure=given.pressure, lambdas=LAMBDAS, model=model, record=file)

@@ -44,7 +44,7 @@ def test_a_log_is_replayed(tmp_path, capsys) -> None:
 @pytest.mark.slow
 def test_both_levels(tmp_path) -> None:
     found = Parity(
-        policies=TWO, ranks=(1, 2), model_ranks=(1, 4), repeats=2, horizon_s=3.0, horizon_a_s=1.0, logs=tmp_path
+        policies=TWO, ranks=(1, 2), model_ranks=(1, 4), repeats=2, horizon_s=6.0, horizon_a_s=1.5, logs=tmp_path
     ).run()
     assert found["level_a"]["identical"] and len(found["level_a"]["rows"]) == 4
     for ranks in ("1", "2"):

@@ -63,8 +63,9 @@ class Parity(Command):
     """Where contents are recorded here: attention is recorded, and observed, once in so many decode steps."""
     pressure: float = 0.2
     """Working set over cap; short requests have small working sets."""
-    horizon_s: float = 13.0
-    """Seconds of arrivals at level B, on the clock of the run."""
+    horizon_s: float = 10.0
+    """Seconds of arrivals at level B, and in calibration half of it; stretched where the machine is slower than the
+    profile `cpu-gloo`, so that as many requests come."""
     horizon_a_s: float = 2.5
     """Seconds of arrivals at level A."""
     load: float = 0.3
