@@ -1,0 +1,6 @@
+"""The clairvoyant bound: what the best decisions on a fixed timeline would cost, bracketed (docs/oracle.md)."""
+
+from pikv_env.oracle.bracket import Bracket, Effort, bracket, solve
+from pikv_env.oracle.timeline import Timeline, played_timeline, reference_timeline
+
+__all__ = ["Bracket", "Effort", "Timeline", "bracket", "played_timeline", "reference_timeline", "solve"]
