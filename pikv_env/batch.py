@@ -6,6 +6,7 @@ Single environment, Gymnasium vector environment and SB3 view are thin faces of 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,10 +18,12 @@ from pikv_env.fingerprints import pool_fingerprint
 from pikv_env.pool import Prepared, WorkloadPool
 from pikv_env.snapshot import OWN, LaneState, restore_lane, save_lane
 from pikv_env.traces.library import TraceLibrary
+from pikv_runtime.block_rules import Orders, make_block_rule
 from pikv_runtime.contract import GLOBAL_CONTROLS, GLOBAL_FEATURES, GROUP_CONTROLS, GROUP_FEATURES, Control
 from pikv_runtime.ledger import Tally, clear, close, copy_requests, write_telemetry
 from pikv_runtime.ledger.drive import Bank, run_interval, stage
 from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.rule_room import needs_of, widened, with_orders
 from pikv_runtime.ledger.state import F4, Ledger
 from pikv_runtime.objective import Score, charges, denominators, score, weigh
 from pikv_runtime.views.base import CONTROL_GLOBAL_BOUNDS, CONTROL_GROUP_BOUNDS
@@ -88,6 +91,7 @@ class TraceBatch:
         self.constraints = Constraints(config)
         self.spent = np.zeros((n, len(CONSTRAINTS)))  # of the constraints' budgets, in the episode so far
         self.spending, self.costs = np.zeros_like(self.spent), np.zeros_like(self.spent)  # of the last interval
+        self.orders = [Orders()] * n
         self.workload = np.zeros(n, np.int64)  # number in the pool
         self.pressure = np.zeros(n)
         self.elapsed = np.zeros(n, np.int64)  # steps of the episode so far
@@ -110,8 +114,12 @@ class TraceBatch:
         workload: int | None = None,
         pressure: float | None = None,
         lambdas: tuple[float, float] | None = None,
+        orders: Orders | None = None,
     ) -> None:
-        """Start an episode in lane `i`; what is not given is drawn. What is given shifts no later draw."""
+        """Start an episode in lane `i`; what is not given is drawn. What is given shifts no later draw.
+
+        `orders`: block rule and page order of the lane; by default the configured runtime's.
+        """
         rng, config = self.rngs[i], self.config
         j = int(rng.integers(len(self.pool.prepared)))
         ranges = (config.pressure, config.lambda1, config.lambda2)
@@ -121,6 +129,7 @@ class TraceBatch:
         prepared = self.prepared(i)
         clear(self.state, i)
         copy_requests(self.state, i, self.pool.store, int(self.workload[i]))
+        self.set_orders(i, orders or Orders(make_block_rule(config.runtime.block_rule)))
         self.state.cap_bytes[i] = self.cap_for(prepared, float(self.pressure[i]))
         self.state.host_cap[i] = config.host_bytes(int(self.state.cap_bytes[i]))
         self.state.lambdas[i] = prices if lambdas is None else lambdas
@@ -131,6 +140,11 @@ class TraceBatch:
         self.elapsed[i] = 0
         self.done[i] = False
         write_telemetry(self.state, i, self.groups[i], self.globals[i])
+
+    def set_orders(self, i: int, orders: Orders) -> None:
+        """Put lane `i` under `orders`, begun anew. `state` may be another ledger afterwards, over the same arrays."""
+        self.state = with_orders(self.state, i, orders)
+        self.orders[i] = orders
 
     def prepared(self, i: int) -> Prepared:
         """The workload that lane `i` plays."""
@@ -176,11 +190,14 @@ class TraceBatch:
 
     def get_state(self, i: int) -> LaneState:
         """A copy of lane `i`, from which `set_state` continues identically."""
-        return save_lane(i, self.state, self._own(), self.rngs[i], pool_fingerprint(self.pool))
+        saved = save_lane(i, self.state, self._own(), self.rngs[i], pool_fingerprint(self.pool))
+        return replace(saved, orders=self.orders[i])
 
     def set_state(self, i: int, state: LaneState) -> None:
         """Continue lane `i` from `state`; raises ValueError where it comes from another pool."""
+        self.state = widened(self.state, needs_of(state.ledger))
         restore_lane(i, state, self.state, self._own(), self.rngs[i], pool_fingerprint(self.pool))
+        self.orders[i] = state.orders
 
     def _spend(self) -> None:
         """Account for the interval just ended: what was spent of the constraints' budgets, and beyond them."""

@@ -177,6 +177,8 @@ class EpisodeRecorder:
                 "pressure": info["pressure"],
                 "lambdas": batch.state.lambdas[i].tolist(),
                 "cap_bytes": info["cap_bytes"],
+                "block_rule": batch.orders[i].block.name,
+                "page_order": batch.orders[i].page,
             },
             "workload_fingerprint": workload_fingerprint(prepared.workload),
             "prices": digest([np.asarray(batch.pool.prices)]),

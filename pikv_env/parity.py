@@ -14,6 +14,7 @@ from pikv_env.pool import WorkloadPool
 from pikv_env.runtime_env import RuntimeEnv
 from pikv_env.trace_env import TraceEnv
 from pikv_runtime import ledger as L
+from pikv_runtime.block_rules import orders_of
 from pikv_runtime.contract import clip_control
 from pikv_runtime.controllers import make_policy
 from pikv_runtime.ledger.drive import Bank, next_event_s, put_into_force, replay_signals, stage
@@ -66,8 +67,9 @@ class Lockstep:
         assert live.engine is not None
         self.engine = live.engine
         self.limit_s = pool.config.horizon_s * (1 + pool.config.drain)
-        self.state = self.trace.batch.state
         self.policies: tuple[Policy, Policy] = make_policy(spec), make_policy(spec)
+        self.trace.batch.set_orders(0, orders_of(self.policies[0], pool.config.runtime.block_rule))
+        self.state, self.engine.policy = self.trace.batch.state, self.policies[1]
         self.iterations = 0
 
     def run(self) -> str | None:

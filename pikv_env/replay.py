@@ -15,6 +15,7 @@ from pikv_env.episode_record import EpisodeRecord, RecordError
 from pikv_env.fingerprints import digest, library_fingerprint, workload_fingerprint
 from pikv_env.pool import WorkloadPool
 from pikv_env.traces.library import TraceLibrary
+from pikv_runtime.block_rules import Orders, make_block_rule
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Replayer:
         batch = TraceBatch(self.library, config, 1, 0, pool)
         _check_pool(record, batch, pool)
         episode = record.header["episode"]
-        batch.reset_lane(0, episode["workload"], episode["pressure"], tuple(episode["lambdas"]))
+        # Records of before there were block rules name none.
+        orders = Orders(make_block_rule(episode.get("block_rule", "utility")), episode.get("page_order", "weights"))
+        batch.reset_lane(0, episode["workload"], episode["pressure"], tuple(episode["lambdas"]), orders)
         return batch
 
     def _pool(self, config: EnvConfig, seed: int) -> WorkloadPool:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from pikv_runtime.block_rules import Orders, make_block_rule
 from pikv_runtime.contract import CONTRACT_HASH
 from pikv_runtime.ledger import Ledger
+from pikv_runtime.ledger.rule_room import optional_arrays
 
 FORMAT = "pikv-lane-state/1"
 OWN = (
@@ -41,12 +43,15 @@ class LaneState:
     rng: dict[str, Any] = field(repr=False)
     pool: str = ""
     """Fingerprint of the pool."""
+    orders: Orders = field(default_factory=Orders)
+    """Block rule and page order of the lane."""
 
     def to_bytes(self) -> bytes:
         """The state in the safetensors format, everything but the arrays as JSON in its header: no pickle."""
         arrays = {f"ledger/{name}": value for name, value in self.ledger.items()}
         arrays |= {f"own/{name}": value for name, value in self.own.items()}
-        header = {"format": FORMAT, "contract": CONTRACT_HASH, "pool": self.pool, "rng": self.rng}
+        orders = [self.orders.block.name, self.orders.page]
+        header = {"format": FORMAT, "contract": CONTRACT_HASH, "pool": self.pool, "rng": self.rng, "orders": orders}
         # One entry of metadata: of several, safetensors does not keep the order, and equal states are equal bytes.
         metadata = {"pikv": json.dumps(header)}
         return save({name: np.asarray(value, order="C") for name, value in arrays.items()}, metadata=metadata)
@@ -61,13 +66,15 @@ class LaneState:
             raise StateError(f"the state is of contract {header.get('contract')!r}, this is {CONTRACT_HASH!r}")
         try:
             arrays, rng = load(data), header["rng"]
-        except (SafetensorError, KeyError) as error:
+            rule, page = header.get("orders", ("utility", "weights"))
+            orders = Orders(make_block_rule(rule), page)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise StateError(f"not a whole stored state ({error})") from None
         parts = {
             part: {name.removeprefix(part): a for name, a in arrays.items() if name.startswith(part)}
             for part in ("ledger/", "own/")
         }
-        return cls(parts["ledger/"], parts["own/"], rng, header.get("pool", ""))
+        return cls(parts["ledger/"], parts["own/"], rng, header.get("pool", ""), orders)
 
 
 def _header(data: bytes) -> dict[str, Any]:
@@ -109,6 +116,9 @@ def restore_lane(i: int, state: LaneState, ledger: Ledger, own: Arrays, rng: np.
         StateError: the state comes from another pool; nothing is changed.
     """
     arrays = lane_arrays(ledger)
+    spare = {n for n in optional_arrays() if n in state.ledger and state.ledger[n].size == 0 != arrays[n][i].size}
+    for name in spare:  # room that the saved lane had no need of
+        arrays.pop(name)
     for kind, have, wanted in (("ledger", state.ledger, arrays), ("batch", state.own, own)):
         for name, value in wanted.items():
             if name not in have or have[name].shape != value[i].shape or have[name].dtype != value.dtype:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("pikv_agents.commands.record:Record", "serve contents exactly and keep their attention traces"),
     "coverage": ("pikv_agents.commands.coverage:Coverage", "attention mass that each router's read set captures"),
     "headroom": ("pikv_agents.commands.headroom:Headroom", "what there is to gain, before any learning"),
+    "fit-reuse": ("pikv_agents.commands.fit_reuse:FitReuse", "fit the learned order of cached blocks, `lrb`"),
     "train": ("pikv_agents.commands.train:Train", "learn a policy on recorded traces"),
     "evaluate": ("pikv_agents.commands.evaluate:Evaluate", "policies and their rivals on held-out workloads"),
     "export": ("pikv_agents.commands.export:Export", "a training run as a policy bundle"),

@@ -14,6 +14,7 @@ import numpy as np
 
 from pikv_agents.rollout import Episode, Suite
 from pikv_env.batch import TraceBatch
+from pikv_runtime.block_rules import orders_of
 from pikv_runtime.contract import Control, Telemetry
 from pikv_runtime.controllers import make_policy
 from pikv_runtime.objective import Score
@@ -66,6 +67,10 @@ def _roll(batch: TraceBatch, policies: Sequence[Policy], intervals: int) -> np.n
     told = [Telemetry(batch.groups[i], batch.globals[i]) for i in range(len(policies))]
     asked = [Control(batch.control_groups[i], batch.control_globals[i]) for i in range(len(policies))]
     spent = np.zeros(batch.num_envs)
+    for i, policy in enumerate(policies):
+        orders = orders_of(policy, batch.config.runtime.block_rule)
+        if orders != batch.orders[i]:
+            batch.set_orders(i, orders)  # a rule that takes over begins with what is cached
     for _ in range(intervals):
         if batch.done.all():
             break

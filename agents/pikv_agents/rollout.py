@@ -26,6 +26,7 @@ from pikv_env.pool import WorkloadPool
 from pikv_env.record_wrapper import write_record
 from pikv_env.suites import reached
 from pikv_env.traces.library import TraceLibrary
+from pikv_runtime.block_rules import orders_of
 from pikv_runtime.contract import Control, Telemetry
 from pikv_runtime.control_views import ControlView, observe
 from pikv_runtime.controllers import make_policy
@@ -131,7 +132,8 @@ def _run_chunk(
 ) -> list[Outcome]:
     found: dict[int, Outcome] = {}
     for i, job in enumerate(jobs):
-        batch.reset_lane(i, workload=job.workload, pressure=job.pressure, lambdas=lambdas)
+        orders = orders_of(job.policy, batch.config.runtime.block_rule)
+        batch.reset_lane(i, workload=job.workload, pressure=job.pressure, lambdas=lambdas, orders=orders)
     batch.done[len(jobs) :] = True  # spare lanes rest
     told = [Telemetry(batch.groups[i], batch.globals[i]) for i in range(len(jobs))]
     asked = [Control(batch.control_groups[i], batch.control_globals[i]) for i in range(len(jobs))]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pikv_runtime.block_rules import make_block_rule
+
 ROUTER_CODES = {"all": 0, "gate": 1, "centroid": 2}
 """Routers by the number that the ledger knows them by."""
 
@@ -30,6 +32,8 @@ class RuntimeConfig:
     """Top rung of the ladder: how a sealed page starts (`native` or `bf16`)."""
     ranker: str = "lru"
     """Order of eviction and demotion where no policy gives utility weights."""
+    block_rule: str = "utility"
+    """Order of cached blocks where no policy names one: a spec of `pikv_runtime.block_rules`, such as `s3fifo`."""
     cap_bytes: int | None = None
     """Hard cap on KV bytes of each rank; None: no cap."""
     host_bytes: int | None = None
@@ -68,6 +72,7 @@ class RuntimeConfig:
         _choice("observe", self.observe, ("drawn", "first"))
         _choice("top-rung codec", self.codec, ("native", "bf16"))
         _choice("router", self.router, tuple(ROUTER_CODES))
+        make_block_rule(self.block_rule)
         if self.read == "sparse" and self.router == "all":
             # It ranks nothing: a fan-out below 1 would read the lowest pages, whatever they hold.
             allowed = ", ".join(repr(name) for name in ROUTER_CODES if name != "all")

@@ -17,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from pikv_runtime import ledger as L
+from pikv_runtime.block_rules import Orders, orders_of
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.contract import Control, Telemetry, clip_control
 from pikv_runtime.ledger.drive import Bank, next_event_s, put_into_force, reference_run, replay_signals, stage
+from pikv_runtime.ledger.rule_room import with_orders
 from pikv_runtime.ledger.state import NO_CAP, Status
 from pikv_runtime.models.segments import CacheView, ForwardResult, Segment
 from pikv_runtime.objective import LAMBDA1, LAMBDA2, Reference, Score, score
-from pikv_runtime.policy.base import PolicyLike
+from pikv_runtime.policy.base import Policy, PolicyLike
 from pikv_runtime.policy.loading import as_policy
 from pikv_runtime.profiles import load_profile
 from pikv_runtime.requests import Request, Workload, distinct_blocks
@@ -97,6 +99,32 @@ class Engine:
         self.prices = load_profile(profile).prices() if prices is None else prices
         self.recorder: ServingRecorder | None = None
 
+    ledger: L.Ledger
+    _policy: Policy
+    _orders: Orders
+
+    @property
+    def policy(self) -> Policy:
+        """Who decides. Another one may be set between two intervals: its block rule begins with what is cached.
+
+        Raises:
+            ValueError: set to one whose orders know the future.
+        """
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        orders = orders_of(policy, self.config.block_rule)
+        if orders.offline:
+            raise ValueError(
+                f"policy {getattr(policy, 'name', policy)!r}: {orders.offline!r} knows the future; only the trace "
+                "environment can play it"
+            )
+        self._policy = policy
+        if hasattr(self, "ledger") and orders != self._orders:
+            self.ledger = with_orders(self.ledger, 0, orders)
+        self._orders = orders
+
     # ------------------------------------------------------------------ loading
 
     def load(self, workload: Workload, reference: Reference | None = None, pages: int = 0) -> None:
@@ -124,6 +152,7 @@ class Engine:
         self.ledger.prices[0], self.ledger.lambdas[0] = self.prices, self.lambdas
         seed = int(getattr(workload, "seed", 0))
         L.load_requests(self.ledger, 0, requests, audit_seed=seed, audit_share=self.config.audit_share)
+        self.ledger = with_orders(self.ledger, 0, self._orders)
         bank = self.signals or Bank.empty(shape.layers, pages)
         self.reference = reference or reference_run(self.ledger, 0, bank, scratch, most_busy=1.0)
         self.observations = L.observations(self.ledger, 0)

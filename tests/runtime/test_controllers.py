@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pikv_runtime.contract import Control, GlobalControl, GlobalFeature, GroupControl, Telemetry, clip_control
+from pikv_runtime.contract import (
+    Control,
+    GlobalControl,
+    GlobalFeature,
+    GroupControl,
+    GroupFeature,
+    Telemetry,
+    clip_control,
+)
 from pikv_runtime.controllers import CONTROLLERS, make_policy
 from pikv_runtime.policy import Policy, random_telemetry
 from pikv_runtime.rankers import RANKERS
@@ -126,3 +134,45 @@ def test_random_is_reproducible_and_varies():
     np.testing.assert_array_equal(one.groups, two.groups)
     assert not np.array_equal(one.groups, three.groups)
     assert not np.array_equal(first.decide(under(0.5)).globals, one.globals)
+
+
+def of_groups(mass, held, ratio=(1.0, 1.0, 1.0), pressure=0.95):
+    telemetry = under(pressure, groups=len(mass))
+    telemetry.groups[:, GroupFeature.MASS_SHARE], telemetry.groups[:, GroupFeature.RESIDENT_SHARE] = mass, held
+    telemetry.groups[:, GroupFeature.MEAN_RATIO] = np.log2(ratio)
+    return telemetry
+
+
+def test_utility_greedy_asks_nothing_without_need():
+    control = make_policy("utility_greedy/h2o").decide(of_groups((0.5, 0.3, 0.2), (0.3, 0.3, 0.2), pressure=0.7))
+    assert (control.groups[:, RATIO] == 1).all() and (control.groups[:, EVICT] == 0).all()
+
+
+def test_utility_greedy_takes_the_group_that_loses_least_per_byte():
+    # 0.1 short; int8 on any group frees half of its bytes: one group will do, the one with the least mass per byte.
+    control = make_policy("utility_greedy:target=0.85/h2o").decide(of_groups((0.6, 0.1, 0.3), (0.3, 0.3, 0.3)))
+    assert control.groups[:, RATIO].tolist() == [1.0, 2.0, 1.0]
+    assert (control.groups[:, EVICT] == 0).all()
+
+
+def test_utility_greedy_evicts_where_that_is_cheaper_than_the_codec():
+    told = of_groups((0.5, 0.02, 0.48), (0.4, 0.4, 0.1))
+    mild = make_policy("utility_greedy:target=0.9,int8_error=0.4,int4_error=0.8/h2o").decide(told)
+    assert (mild.groups[:, RATIO] == 1).all() and mild.groups[1, EVICT] > 0 == mild.groups[0, EVICT]
+    coded = make_policy("utility_greedy:target=0.9,int8_error=0,int4_error=0.8/h2o").decide(told)
+    assert coded.groups[:, RATIO].max() == 2 and (coded.groups[:, EVICT] == 0).all()
+
+
+def test_utility_greedy_goes_on_from_the_rung_that_is_reached():
+    told = of_groups((0.4, 0.3, 0.3), (0.3, 0.3, 0.3), ratio=(2.0, 2.0, 2.0), pressure=1.0)
+    control = make_policy("utility_greedy:target=0.9,int4_error=0.01,skew=1/h2o").decide(told)
+    assert control.groups[:, RATIO].max() == np.float32(3.4), "int8 frees nothing any more"
+
+
+def test_a_block_rule_belongs_to_the_spec():
+    assert make_policy("lazy/h2o").block_rule == ""
+    policy = make_policy("static:ratio=1e+0/lru+tlru:threshold=0.2,next_prompt=2")
+    assert policy.block_rule == "tlru:threshold=0.2,next_prompt=2" and make_policy(policy.name) == policy
+    assert make_policy("h2o+sieve").block_rule == "sieve"
+    with pytest.raises(UnknownNameError, match="unknown block rule 'seive': did you mean 'sieve'"):
+        make_policy("lazy/h2o+seive")

@@ -5,8 +5,7 @@ To add one: a file with a frozen dataclass under `Controller` with a `write`, an
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+import re
 
 from pikv_runtime.contract import RATIO_MAX
 from pikv_runtime.controllers.base import Controller
@@ -16,6 +15,8 @@ from pikv_runtime.controllers.load_proportional import LoadProportional
 from pikv_runtime.controllers.pressure_proportional import PressureProportional
 from pikv_runtime.controllers.static import Static
 from pikv_runtime.controllers.uniform_random import UniformRandom
+from pikv_runtime.controllers.utility_greedy import UtilityGreedy
+from pikv_runtime.parameters import parse_parameters
 from pikv_runtime.rankers import RANKERS
 from pikv_runtime.registry import Registry, UnknownNameError
 
@@ -28,15 +29,22 @@ __all__ = [
     "PressureProportional",
     "Static",
     "UniformRandom",
+    "UtilityGreedy",
     "is_spec",
     "make_policy",
 ]
 
 CONTROLLERS: Registry[type[Controller]] = Registry("controller")
-for _controller in (CappedExact, Static, Lazy, PressureProportional, LoadProportional, UniformRandom):
+for _controller in (CappedExact, Static, Lazy, PressureProportional, LoadProportional, UtilityGreedy, UniformRandom):
     CONTROLLERS.add(_controller.kind, _controller)
 
-_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_RULE = re.compile(r"\+(?=[A-Za-z_])")  # not the one of 1e+5
+
+
+def _split_rule(spec: str) -> tuple[str, str]:
+    """A spec without its block rule, and the rule."""
+    body, *rule = _RULE.split(spec.strip(), maxsplit=1)
+    return body.strip(), rule[0].strip() if rule else ""
 
 
 def _head(spec: str) -> str:
@@ -45,49 +53,27 @@ def _head(spec: str) -> str:
 
 def is_spec(text: str) -> bool:
     """Whether `text` starts with the name of a controller or ranker (and so is no path)."""
-    return _head(text) in CONTROLLERS or text in RANKERS
+    body, _ = _split_rule(text)
+    return _head(body) in CONTROLLERS or body in RANKERS
 
 
 def make_policy(spec: str) -> Controller:
-    """A heuristic from `controller[:key=value,...][/ranker]`, or from a ranker's name alone.
+    """A heuristic from `controller[:key=value,...][/ranker][+block rule]`, or from a ranker's name (and block rule).
 
-    A bare ranker lets pressure demote to the ladder's end in its order, and asks for nothing else.
+    A bare ranker lets pressure demote to the ladder's end in its order, and asks for nothing else. Where no block rule
+    is named, the runtime's is in force.
 
     Raises:
-        UnknownNameError: No such controller, ranker or parameter.
+        UnknownNameError: No such controller, ranker, block rule or parameter.
         ValueError: A parameter is ill-typed or out of range.
     """
-    spec = spec.strip()
-    if spec in RANKERS:
-        return Static(ranker=spec, demote=True, r_pressure=RATIO_MAX)
-    call, _, ranker = spec.partition("/")
+    body, rule = _split_rule(spec)
+    if body in RANKERS:
+        return Static(ranker=body, block_rule=rule, demote=True, r_pressure=RATIO_MAX)
+    call, _, ranker = body.partition("/")
     kind, _, params = call.partition(":")
     if kind not in CONTROLLERS:
         raise UnknownNameError("policy", kind, CONTROLLERS.names() + RANKERS.names())
     controller = CONTROLLERS[kind]
-    values = _parse(controller, params)
-    return controller(**values, **({"ranker": ranker} if ranker else {}))
-
-
-def _parse(controller: type[Controller], params: str) -> dict[str, Any]:
-    known = {f.name: f for f in fields(controller) if f.init and f.name != "ranker"}
-    values: dict[str, Any] = {}
-    for item in filter(None, params.split(",")):
-        key, _, text = (part.strip() for part in item.partition("="))
-        if key not in known:
-            raise UnknownNameError(f"parameter of {controller.kind!r}", key, sorted(known))
-        if key in values:
-            raise ValueError(f"{controller.kind}: parameter {key!r} is given twice")
-        values[key] = _value(f"{controller.kind}: {key}", text, type(known[key].default))
-    return values
-
-
-def _value(name: str, text: str, kind: type[Any]) -> Any:
-    if kind is bool:
-        if text.lower() not in _FLAGS:
-            raise ValueError(f"{name}={text!r}: allowed {', '.join(_FLAGS)}")
-        return _FLAGS[text.lower()]
-    try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(f"{name}={text!r}: must be a number ({kind.__name__})") from None
+    values = parse_parameters(controller, kind, params, apart=("ranker", "block_rule"))
+    return controller(**values, **({"ranker": ranker} if ranker else {}), block_rule=rule)

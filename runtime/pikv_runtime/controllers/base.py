@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from pikv_runtime.block_rules import make_block_rule
 from pikv_runtime.contract import (
     GLOBAL_CONTROLS,
     GROUP_CONTROLS,
@@ -27,18 +28,24 @@ class Controller(ABC):
 
     ranker: str = "lru"
     """Order of eviction and demotion: a name in `RANKERS`."""
+    block_rule: str = ""
+    """Order of cached blocks: a spec of `pikv_runtime.block_rules`; empty: the runtime's."""
 
     kind: ClassVar[str]
 
     def __post_init__(self) -> None:
         RANKERS[self.ranker]
+        if self.block_rule:
+            make_block_rule(self.block_rule)
 
     @property
     def name(self) -> str:
         """The spec that `make_policy` turns into this controller, without parameters at their default."""
-        changed = [f for f in fields(self) if f.init and f.name != "ranker" and getattr(self, f.name) != f.default]
+        own = [f for f in fields(self) if f.init and f.name not in ("ranker", "block_rule")]
+        changed = [f for f in own if getattr(self, f.name) != f.default]
         params = ",".join(f"{f.name}={getattr(self, f.name)}" for f in changed)
-        return f"{self.kind}{':' if params else ''}{params}/{self.ranker}"
+        rule = f"+{self.block_rule}" if self.block_rule else ""
+        return f"{self.kind}{':' if params else ''}{params}/{self.ranker}{rule}"
 
     def decide(self, telemetry: Telemetry, out: Control | None = None) -> Control:
         """The full control for the next interval, written into `out` if given."""

@@ -9,6 +9,7 @@ from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.prefetch import fetch_block, fetch_free, fetch_victims
 from pikv_runtime.ledger.pressure import demotes, make_room
 from pikv_runtime.ledger.references import open_block, release, share
+from pikv_runtime.ledger.rules import rule_hit
 from pikv_runtime.ledger.state import HELD, IN_HOST, NATIVE, Ledger, Status, Tally
 from pikv_runtime.ledger.victims import cache_block, free_slot
 
@@ -109,6 +110,8 @@ def _take_hits(s: Ledger, i: int, r: int, q: int, hits: int) -> bool:
 
 @jit
 def _record_hits(s: Ledger, i: int, r: int, q: int, hits: int, hosted: int) -> None:
+    for p in range(hits - 1 if s.req_preempted[i, q] == 0 else -1, -1, -1):  # deepest first: the head is the youngest
+        rule_hit(s, i, s.page_block[i, r, p], q)
     tokens, from_host_tokens = hits * s.page_tokens, hosted * s.page_tokens
     target = s.slot_target[i, r]
     for p in range(hits):

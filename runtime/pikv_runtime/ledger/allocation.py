@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pikv_runtime.contract import BLOCK_WEIGHTS, CLASSES, GLOBAL_CONTROLS, GROUP_CONTROLS
+from pikv_runtime.ledger.rule_room import rule_arrays
 from pikv_runtime.ledger.state import CODECS, I1, NO_CAP, Price, Tally
 
 CACHE_LINE = 64  # bytes
@@ -174,4 +175,4 @@ def _block_arrays(d: Dims) -> dict[str, NDArray]:
 
 def allocate(d: Dims) -> dict[str, NDArray]:
     """All lane arrays of a ledger of size `d`, zeroed; `setup.py` fills them."""
-    return {**_lane_arrays(d), **_request_arrays(d), **_slot_arrays(d), **_block_arrays(d)}
+    return {**_lane_arrays(d), **_request_arrays(d), **_slot_arrays(d), **_block_arrays(d), **rule_arrays(d.lanes)}

@@ -12,7 +12,7 @@ import numpy as np
 from pikv_runtime.ledger.commit import advance, commit, filled_pages, tag_page
 from pikv_runtime.ledger.control import apply_control
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.observe import due, observe
+from pikv_runtime.ledger.observe import due, observe, observed_step
 from pikv_runtime.ledger.pricing import price
 from pikv_runtime.ledger.quiet import is_quiet, quiet_iterations, run_quiet
 from pikv_runtime.ledger.schedule import plan
@@ -43,6 +43,32 @@ class Bank(NamedTuple):
 
 
 @jit
+def _add_attention(s: Ledger, i: int, r: int, mass: F4, sign: float) -> None:
+    """Add what one observation of slot `r` finds, `mass` (L, P), to what is still to come, or take it off."""
+    for layer in range(s.layers):
+        for p in range(s.page_future.shape[3]):
+            s.page_future[i, r, layer, p] = float(s.page_future[i, r, layer, p]) + sign * float(mass[layer, p])
+
+
+@jit
+def foresee(s: Ledger, i: int, r: int, bank: Bank) -> None:
+    """For the clairvoyant order: when a request starts in slot `r`, sum what its observations will find."""
+    q = s.slot_request[i, r]
+    tenant = (q + 1) * 1024 + min(s.req_preempted[i, q], 1023)
+    if s.page_foreseen[i, r] == tenant:
+        return
+    s.page_foreseen[i, r] = tenant
+    for layer in range(s.layers):
+        for p in range(s.page_future.shape[3]):
+            s.page_future[i, r, layer, p] = 0.0
+    c, steps = s.req_content[i, q], s.req_output[i, q] - 1
+    for o in range((steps + s.observe_tokens - 1) // s.observe_tokens):
+        step = observed_step(s, i, q, o)
+        if step < steps and step >= s.req_generated[i, q] - 1:
+            _add_attention(s, i, r, bank.mass[c, min(o, bank.mass.shape[1] - 1)], 1.0)
+
+
+@jit
 def replay_signals(s: Ledger, i: int, bank: Bank) -> None:
     """Feed the planned iteration's recorded signals: observations that are due, tags of pages being filled."""
     for r in range(s.slot_request.shape[1]):
@@ -53,6 +79,10 @@ def replay_signals(s: Ledger, i: int, bank: Bank) -> None:
         if c < 0 or c >= bank.tags.shape[0]:
             continue
         o = due(s, i, r)
+        if s.page_rule[i] == 1:
+            foresee(s, i, r, bank)
+            if o >= 0:
+                _add_attention(s, i, r, bank.mass[c, min(o, bank.mass.shape[1] - 1)], -1.0)
         if o >= 0:
             observe(
                 s, i, r, bank.mass[c, min(o, bank.mass.shape[1] - 1)], bank.score[c, min(o, bank.score.shape[1] - 1)]

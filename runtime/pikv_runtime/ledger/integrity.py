@@ -6,6 +6,8 @@ import numpy as np
 
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.pricing import count_reads
+from pikv_runtime.ledger.queues import GHOSTS, LISTS, OTHER_GHOSTS, find_ghost
+from pikv_runtime.ledger.rules import queued
 from pikv_runtime.ledger.state import I8, IN_HOST, ON_DEVICE, Ledger
 from pikv_runtime.ledger.sums import GroupSum, recount_groups
 
@@ -28,6 +30,8 @@ def check_integrity(s: Ledger, i: int = 0) -> None:
     _check_index(s, i)
     _check_lists(s, i)
     _check_sums(s, i)
+    if queued(s, i):
+        _check_queues(s, i)
 
 
 def _check_blocks(s: Ledger, i: int) -> None:
@@ -180,3 +184,26 @@ def _check_sums(s: Ledger, i: int) -> None:
     for column in GroupSum:
         same = (s.group_sums[i, :, column] == kept[:, column]).all()
         _demand(bool(same), f"{column.name}: {s.group_sums[i, :, column]} by group, {kept[:, column]} were kept")
+
+
+def _check_queues(s: Ledger, i: int) -> None:
+    """Lists hold together both ways, their sizes are right, every cached block is in one of the two for blocks, no free
+    or hosted block is, and every ghost can be found."""
+    blocks = s.free_slots.shape[1]
+    for which in range(1, LISTS):
+        nodes: list[int] = []
+        node, end = int(s.queue_next[i, 2 * blocks + which]), 2 * blocks + which
+        while node != end and len(nodes) <= 2 * blocks:
+            _demand(s.queue_next[i, s.queue_prev[i, node]] == node, f"list {which}: node {node} is linked one way only")
+            nodes.append(node)
+            node = int(s.queue_next[i, node])
+        size, listed = s.queue_size[i, which], np.flatnonzero(s.queue_of[i] == which)
+        _demand(len(nodes) == size, f"list {which}: {len(nodes)} nodes, {size} counted")
+        _demand(set(nodes) == set(listed.tolist()), f"list {which}: a node believes to be elsewhere")
+        for ghost in nodes if which in (GHOSTS, OTHER_GHOSTS) else ():
+            found = find_ghost(s, i, s.ghost_key[i, ghost - blocks])
+            _demand(found == ghost, f"ghost {ghost} is not found under its key")
+    listed = np.flatnonzero(s.queue_of[i, :blocks])
+    _demand(set(np.flatnonzero(s.block_cached[i]).tolist()) <= set(listed.tolist()), "a cached block is in no list")
+    gone = set(s.free_slots[i, : s.free_count[i]].tolist()) | set(_hosted(s, i).tolist())
+    _demand(not gone & set(listed.tolist()), "a block that is not on the device is in a list")

@@ -8,6 +8,7 @@ from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pages import count_page, free, home_of, move, place, recode, tell_users, write_fact
 from pikv_runtime.ledger.prefetch import fetch_listed
+from pikv_runtime.ledger.rules import rule_made, rule_released
 from pikv_runtime.ledger.state import IN_HOST, ON_DEVICE, Ledger, Tally
 from pikv_runtime.ledger.sums import add_page, take_off
 from pikv_runtime.ledger.utility import always_on, window_start
@@ -42,6 +43,7 @@ def open_block(s: Ledger, i: int, r: int, rank: int) -> None:
         s.block_refs[i, block, layer] = 1
         for k in range(s.block_error.shape[3]):
             s.block_error[i, block, layer, k] = 0.0
+    rule_made(s, i, block, q)
     _list_page(s, i, r, p, block)
 
 
@@ -202,6 +204,7 @@ def release(s: Ledger, i: int, r: int) -> None:
             tell_users(s, i, block)
         elif s.block_hash[i, block] != 0 and whole(s, i, block):
             seal(s, i, block)
+            rule_released(s, i, block, s.slot_tokens[i, r])
             cache_block(s, i, block)
         else:
             drop_block(s, i, block)

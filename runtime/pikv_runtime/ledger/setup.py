@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pikv_runtime.block_rules import Orders, make_block_rule
 from pikv_runtime.config import ROUTER_CODES, RuntimeConfig
 from pikv_runtime.contract import Control
 from pikv_runtime.ledger.allocation import Dims, allocate, group_layers
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.observe import observed_step
 from pikv_runtime.ledger.record import record
+from pikv_runtime.ledger.rule_room import with_orders
+from pikv_runtime.ledger.rules import begin_rule
 from pikv_runtime.ledger.schedule import tpot_rate, ttft_rate
 from pikv_runtime.ledger.state import (
     BF16,
@@ -91,6 +94,7 @@ def build(
         state.latency_s[lane] = config.control_latency_s
         set_classes(state, lane, classes)
         clear(state, lane)
+        state = with_orders(state, lane, Orders(make_block_rule(config.block_rule)))
     return state
 
 
@@ -107,11 +111,12 @@ def pages_needed(requests: Sequence[Request], page_tokens: int) -> int:
 
 
 _KEPT = {"layer_group", "codec_bytes", "cap_bytes", "host_cap", "interval_s", "latency_s", "prices", "lambdas"}
+_KEPT |= {"block_rule", "page_rule", "rule_params", "rule_weights", "req_next"}
 
 
 def clear(s: Ledger, lane: int) -> None:
-    """Empty the lane: no requests, no blocks, clock at zero, the neutral control. Keeps caps, latency, prices and
-    classes."""
+    """Empty the lane: no requests, no blocks, clock at zero, the neutral control. Keeps caps, latency, prices, classes
+    and rules (`set_orders` begins an offline rule, which must know the requests)."""
     for name, value in s._asdict().items():
         kept = name in _KEPT or name.startswith("class_")
         if isinstance(value, np.ndarray) and not kept:
@@ -127,6 +132,7 @@ def clear(s: Ledger, lane: int) -> None:
     s.control_groups[lane] = s.staged_groups[lane] = neutral.groups
     s.control_globals[lane] = s.staged_globals[lane] = neutral.globals
     s.staged_s[lane] = np.inf
+    begin_rule(s, lane)
 
 
 def load_requests(s: Ledger, lane: int, requests: Sequence[Request], *, audit_seed: int, audit_share: float) -> None:

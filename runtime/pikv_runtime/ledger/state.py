@@ -71,6 +71,37 @@ class Price(IntEnum):
     HOST_BYTE = 14  # one byte between device and host, either way
 
 
+class RuleCode(IntEnum):
+    """Block rules by the number that the ledger knows them by: weights; then queues up to ARC; then scores."""
+
+    UTILITY = 0
+    FIFO = 1
+    TWO_QUEUE = 2
+    S3FIFO = 3
+    SIEVE = 4
+    ARC = 5
+    TLRU = 6
+    LRB = 7
+    BELADY = 8
+
+
+class RuleParam(IntEnum):
+    """Columns of `rule_params`."""
+
+    THRESHOLD = 0  # T-LRU: share of the class's objective for the first token that a prefill may take
+    NEXT_PROMPT = 1  # T-LRU: pages that the next prompt of a conversation is expected to add
+
+
+class Past(IntEnum):
+    """Columns of `block_past`: what scored rules know of a block."""
+
+    USE_BEFORE = 0  # seconds: the use before the last one, -1: none
+    USE_EARLIER = 1  # the one before that
+    MADE = 2  # when it was opened
+    TOKENS = 3  # tokens that its last user had in the end
+    REQUEST = 4  # highest number of a request that used it
+
+
 class Tally(IntEnum):
     """Columns of `tally`: counters of the episode so far (float64)."""
 
@@ -242,6 +273,25 @@ class Ledger(NamedTuple):
     host_value: F8  # (n, 2B or 0)
     host_queued: I4  # (n,) entries of the heap
     host_count: I4  # (n,) blocks in the host, held ones apart
+    # --- orders that are no weighted sums, by lane: arrays that no lane needs have no size, see rule_room.py
+    block_rule: I1  # (n,) RuleCode
+    page_rule: I1  # (n,) 0: weights, 1: clairvoyant
+    rule_params: F8  # (n, len(RuleParam))
+    rule_weights: F4  # (n, reuse.WEIGHTS or 0) network of the learned rule
+    queue_next: I4  # (n, V or 0) lists over blocks, ghosts and sentinels, V = 2B + 6, see queues.py
+    queue_prev: I4
+    queue_of: I1  # list that a node is in
+    queue_seen: I1  # hits since the block was made, as far as the rule counts
+    queue_size: I4  # (n, 6)
+    queue_hand: I4  # (n,) SIEVE's hand, -1: at the tail
+    queue_target: F8  # (n,) ARC's target of T1
+    ghost_key: I8  # (n, B or 0)
+    ghost_chain: I4  # (n, B or 0) next ghost of the same bucket
+    ghost_bucket: I4  # (n, H or 0)
+    block_past: F8  # (n, B or 0, len(Past))
+    req_next: I4  # (n, N or 0, P or 0) next request whose prompt holds this block, -1: none
+    page_future: F4  # (n, R or 0, L, P) attention mass that the request's observations will still find here
+    page_foreseen: I4  # (n, R or 0) whose future that is
     # --- control in force
     control_groups: F4  # (n, E*LG, 3)
     control_globals: F4  # (n, len(GLOBAL_CONTROLS))

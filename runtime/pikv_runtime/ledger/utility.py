@@ -33,7 +33,11 @@ def decoding(s: Ledger, i: int, r: int) -> bool:
 
 @jit
 def page_utility(s: Ledger, i: int, r: int, p: int, layer: int) -> float:
-    """Utility of a live page under the weights of the control in force."""
+    """Utility of a live page under the weights of the control in force; clairvoyant, what attention of its request is
+    still to come, by fidelity weight and per byte."""
+    if s.page_rule[i] == 1:
+        weight = s.class_fidelity[i, s.req_class[i, s.slot_request[i, r]]]
+        return weight * s.page_future[i, r, layer, p] / s.codec_bytes[s.page_codec[i, r, layer, p]]
     w = s.control_globals[i]
     value = 0.0  # most rankers weigh one feature: what has no weight is not even loaded
     if w[GlobalControl.PAGE_RECENCY] != 0.0:

@@ -1,4 +1,5 @@
-"""Which cached block goes first: a heap by block utility, made when it is needed and kept while it tells the truth.
+"""Which cached block goes first: a heap by block utility (or by a rule's score), made when it is needed and kept while
+it tells the truth; or, where the lane's rule keeps queues, what the rule says.
 
 Cached blocks gain nothing but age, and all alike, so an order stays good for a while: it is made again when the control
 weighs blocks otherwise, after `ORDER_INTERVALS` intervals, and when it runs out. What becomes cached meanwhile joins
@@ -13,11 +14,20 @@ from pikv_runtime.ledger.blocks import drop_block, to_cache
 from pikv_runtime.ledger.heap import heapify_keys, pop_key, push_key
 from pikv_runtime.ledger.host import drop_oldest, to_host
 from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.rules import (
+    order_intervals,
+    queued,
+    rule_cached,
+    rule_choice,
+    rule_evicts,
+    rule_key,
+    scored,
+)
 from pikv_runtime.ledger.state import Ledger, Tally
 from pikv_runtime.ledger.utility import block_utility
 
 FIRST_WEIGHT = int(BLOCK_WEIGHTS.start)
-ORDER_INTERVALS = 32.0
+ORDER_INTERVALS = 32.0  # of weights; scored rules have their own
 MOST_UTILITY = 16.0  # six weights of at most 1, on features of at most 2
 SCALE = float(1 << 26)  # utilities are told apart to 1.5e-8
 
@@ -25,6 +35,8 @@ SCALE = float(1 << 26)  # utilities are told apart to 1.5e-8
 @jit
 def _entry(s: Ledger, i: int, block: int) -> int:
     """Utility in fixed point above, block slot below: entries in order are blocks in order, and one word each."""
+    if scored(s, i):
+        return rule_key(s, i, block)
     return (int((block_utility(s, i, block, s.victim_made_s[i]) + MOST_UTILITY) * SCALE) << 32) | block
 
 
@@ -45,6 +57,9 @@ def refresh_victims(s: Ledger, i: int) -> None:
 def cache_block(s: Ledger, i: int, block: int) -> None:
     """Keep a whole block without users for a later prompt, and give it its place in the order of victims."""
     to_cache(s, i, block)
+    if queued(s, i):
+        rule_cached(s, i, block)
+        return
     count = s.victim_count[i]
     if count < 0:
         return  # there is no order; the next one will have it
@@ -60,7 +75,8 @@ def cache_block(s: Ledger, i: int, block: int) -> None:
 @jit
 def age_victims(s: Ledger, i: int) -> None:
     """A control came into force: forget the order if it is old or was made under other weights."""
-    same = s.clock_s[i] - s.victim_made_s[i] < ORDER_INTERVALS * s.interval_s[i]
+    good_for = order_intervals(s, i) if scored(s, i) else ORDER_INTERVALS
+    same = s.clock_s[i] - s.victim_made_s[i] < good_for * s.interval_s[i]
     for k in range(s.victim_weights.shape[1]):
         if s.victim_weights[i, k] != s.control_globals[i, FIRST_WEIGHT + k]:
             same = False
@@ -82,10 +98,22 @@ def _next_victim(s: Ledger, i: int) -> int:
 
 
 @jit
+def _evict_choice(s: Ledger, i: int, rank: int) -> bool:
+    """Evict what a queue rule gives up next on `rank` (-1: anywhere). False if there is nothing."""
+    block = rule_choice(s, i, rank)
+    if block < 0:
+        return False
+    _evict(s, i, block)
+    return True
+
+
+@jit
 def evict_cached(s: Ledger, i: int) -> bool:
     """Evict the cached block of lowest utility. False if there is none."""
     if s.cached_count[i] == 0:
         return False
+    if queued(s, i):
+        return _evict_choice(s, i, -1)
     block = _next_victim(s, i)
     if block < 0:
         refresh_victims(s, i)
@@ -112,6 +140,8 @@ def free_slot(s: Ledger, i: int) -> bool:
 def _evict(s: Ledger, i: int, block: int) -> None:
     """A cached block leaves the device: for the host if there is one and it fits, else for good."""
     s.tally[i, Tally.EVICTED_BLOCKS] += 1
+    if queued(s, i):
+        rule_evicts(s, i, block)
     if s.host_cap[i] == 0 or not to_host(s, i, block):
         drop_block(s, i, block)
 
@@ -129,6 +159,8 @@ def evict_cached_on(s: Ledger, i: int, rank: int) -> bool:
     """Evict the cached block of lowest utility that has bytes on `rank`. False if there is none."""
     if s.cached_bytes[i, rank] == 0:
         return False
+    if queued(s, i):
+        return _evict_choice(s, i, rank)
     while True:
         block = _next_victim(s, i)
         if block < 0:

@@ -19,6 +19,9 @@ RANKERS.add("h2o", (0.0, 0.0, 0.0, 1.0, 0.0, 0.0))
 # StreamingLLM keeps sinks and the recent window: sinks are always on, so the oldest of the rest go first.
 RANKERS.add("streaming_llm", (0.0, 0.0, 0.0, 0.0, 1.0, 0.0))
 
+# Offline, in the trace environment alone: least attention still to come first. Where nobody foresees it, these weights.
+RANKERS.add("clairvoyant", RANKERS["h2o"])
+
 BLOCK_DEFAULT = (1.0, 0.0, 0.1, 0.0, 0.0, 0.0)
 """Block weights of every ranker: LRU. The little depth breaks ties deepest first: a chain without its head is
 useless."""
