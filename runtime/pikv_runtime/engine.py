@@ -125,6 +125,11 @@ class Engine:
             self.ledger = with_orders(self.ledger, 0, orders)
         self._orders = orders
 
+    @property
+    def orders(self) -> Orders:
+        """Block rule in force."""
+        return self._orders
+
     # ------------------------------------------------------------------ loading
 
     def load(self, workload: Workload, reference: Reference | None = None, pages: int = 0) -> None:

@@ -201,7 +201,8 @@ class ServingRecorder:
 def _header(engine: Engine) -> dict[str, Any]:
     """What a ledger like the engine's is built from, and what J is relative to."""
     s, reference = engine.ledger, engine.reference
-    config = {**asdict(engine.config), "blocks": int(s.block_hash.shape[1])}
+    rule = engine.orders.block.name  # the policy's, where it names one
+    config = {**asdict(engine.config), "blocks": int(s.block_hash.shape[1]), "block_rule": rule}
     centroids = int(s.ghost_bytes) if s.sparse == 1 else 0
     return {
         "contract": CONTRACT_HASH,

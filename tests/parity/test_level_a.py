@@ -12,7 +12,7 @@ from pikv_env.parity import Lockstep, level_a
 from pikv_env.pool import WorkloadPool
 from pikv_env.traces import synthetic_library
 from pikv_runtime.config import RuntimeConfig
-from pikv_runtime.ledger import Tally
+from pikv_runtime.ledger import Tally, check_integrity
 from pikv_runtime.models import load_model
 
 POLICIES = (
@@ -21,6 +21,7 @@ POLICIES = (
     "static:ratio=3,evict=0.5,fan_out=0.25/lru",
     "random",
 )
+BLOCK_RULES = ("arc", "s3fifo", "tlru:threshold=0.01")
 PRESSURE = 4.0
 
 
@@ -89,6 +90,17 @@ def test_identical_with_a_host_tier(ranks: int) -> None:
     for rank, codecs in served.runner.host_nbytes().items():
         pages = (s.block_host[0] != 0)[:, None] & (s.block_rank[0] == rank)
         assert sum(codecs.values()) == s.host_bytes[0, rank] - int(pages.sum()) * s.ghost_bytes
+
+
+@pytest.mark.parametrize("rule, ranks", [(BLOCK_RULES[0], 1), (BLOCK_RULES[1], 2), (BLOCK_RULES[2], 1)])
+def test_identical_under_block_rules(rule: str, ranks: int) -> None:
+    pair = Lockstep(pool(ranks, 6.0), f"lazy/h2o+{rule}", pressure=1e6, model=model())
+    assert pair.run() is None
+    tally = pair.engine.ledger.tally[0]
+    assert tally[Tally.EVICTED_BLOCKS] > 10 and tally[Tally.HIT_TOKENS] > 0
+    for ledger in (pair.engine.ledger, pair.state):
+        check_integrity(ledger, 0)
+    pair.engine.close()
 
 
 @pytest.mark.slow

@@ -87,8 +87,8 @@ def cheapest(losses: np.ndarray, freed: np.ndarray, short: float, rungs: int = l
     order = np.argsort(price, axis=None, kind="stable")
     order = order[np.isfinite(price.ravel()[order])]
     before = np.cumsum(freed.ravel()[order]) - freed.ravel()[order]
-    chosen = np.zeros(freed.size, np.int64)
-    chosen[order[before < short]] = 1
-    chosen = chosen.reshape(freed.shape)
+    taken = np.zeros(freed.size, np.int64)
+    taken[order[before < short]] = 1
+    chosen = taken.reshape(freed.shape)
     done = np.flip(np.maximum.accumulate(np.flip(chosen[:, :rungs], 1), axis=1), 1)
     return np.concatenate([done, chosen[:, rungs:]], 1)
