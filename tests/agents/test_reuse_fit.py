@@ -13,7 +13,7 @@ from pikv_runtime.block_rules import make_block_rule
 from pikv_runtime.block_rules.network import load_network, save_network
 from pikv_runtime.ledger.reuse import FEATURES, WEIGHTS, predict
 
-CONFIG = ReuseConfig(epochs=40, batch=256)
+CONFIG = ReuseConfig(epochs=60, batch=128)
 
 
 def samples(count=3000, seed=0):
