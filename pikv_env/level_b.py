@@ -17,6 +17,7 @@ from pikv_env.log_replay import model_log, replay_log
 from pikv_env.outcomes import logged_outcome, outcome
 from pikv_env.pool import WorkloadPool
 from pikv_env.trace_env import TraceEnv
+from pikv_runtime.block_rules import orders_of
 from pikv_runtime.objective import LAMBDA1, LAMBDA2
 from pikv_runtime.policy import load_policy
 from pikv_runtime.serving_log import ServingLog
@@ -127,6 +128,7 @@ def simulate(pool: WorkloadPool, policy: str, pressure: float, prices: F8, workl
     env.reset(seed=0, options={"workload": workload, "pressure": pressure, "lambdas": LAMBDAS})
     env.batch.state.prices[0] = prices
     decides, done = load_policy(policy, guard=False), False
+    env.batch.set_orders(0, orders_of(decides, pool.config.runtime.block_rule))
     while not done:
         _, _, done, _, _ = env.step_control(decides.decide(env.telemetry))
     s, reference = env.batch.state, env.batch.prepared(0).reference
