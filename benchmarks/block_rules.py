@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pikv_agents.commands.options import default_threads, environment, open_library, origin
+from pikv_agents.commands.options import default_threads, open_library, origin
 from pikv_agents.rollout import Episode, Suite
 from pikv_agents.tracking.metrics import write_json
 from pikv_env.config import EnvConfig
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--horizon-s", type=float, default=EnvConfig().horizon_s)
     parser.add_argument("--json", type=Path, default=Path(__file__).with_name("block-rules.json"))
     given = parser.parse_args()
-    suite = Suite(open_library(None), environment("cpu-gloo", "embedded", False, given.horizon_s), default_threads())
+    suite = Suite(open_library(None), replace(EnvConfig(), horizon_s=given.horizon_s), default_threads())
     old = json.loads(given.json.read_text())["rows"] if given.json.exists() else []
     for family in given.families:
         old = [row for row in old if row["family"] != family] + measure(suite, family, given.seeds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +30,35 @@ class FitReuse(Command):
     """Workloads of every training family."""
     pressure: float = 0.5
     """Working set over the cap while blocks are looked at: little, so that old ones are there to be seen."""
-    horizon_s: float | None = None
-    """Arrival horizon, model seconds; by default 1800."""
+    horizon_s: float = 1800.0
+    """Arrival horizon, model seconds."""
     profile: str = "cpu-gloo"
     """Machine whose prices count."""
 
     def run(self) -> dict[str, Any]:
         """Fit, print, write."""
-        from pikv_agents.commands.options import at_least_one, environment, open_library, origin, playable
+        from pikv_agents.commands.options import at_least_one, open_library, origin, playable
         from pikv_agents.reuse_fit import ReuseConfig, collect, fit, ranking
         from pikv_agents.rollout import Suite
+        from pikv_env.config import EnvConfig
         from pikv_env.workloads.families import FAMILIES
         from pikv_runtime.block_rules.network import save_network
 
         at_least_one(seeds=self.seeds)
         library = open_library(self.library)
-        train = playable(self.train, library, "train")
+        splits = {split: [f for f in FAMILIES if FAMILIES[f].split == split] for split in ("train", "validation")}
+        train = playable(self.train, library, splits["train"])
         for name in train:
             if FAMILIES[name].split != "train":
                 raise ValueError(f"train={name!r}: a {FAMILIES[name].split} family; only training families teach")
         config = ReuseConfig(pressure=self.pressure)
-        suite = Suite(library, environment(self.profile, "embedded", False, self.horizon_s))
+        suite = Suite(library, replace(EnvConfig(), profile=self.profile, horizon_s=self.horizon_s))
         interval_s = suite.config.runtime.interval_s
         samples = collect(suite, train, range(self.seeds), config)
         network = fit(samples, interval_s, config)
         save_network(network, self.out, {"families": ",".join(train), "samples": str(len(samples.gaps_s))})
         rows = []
-        for family in playable(self.validate, library, "validation"):
+        for family in playable(self.validate, library, splits["validation"]):
             for row in ranking(network, collect(suite, (family,), (0,), config), WINDOWS_S):
                 rows.append({"family": family, **row})
                 print(
