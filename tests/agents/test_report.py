@@ -162,7 +162,8 @@ def undrawn(monkeypatch):
     """Pages without their figures, for tests about the text."""
     monkeypatch.setattr(html, "to_svg", lambda figure: "<svg></svg>")
     for module, names in (
-        (html.figures, ("overall", "cost_parts", "training", "coverage", "headroom")),
+        (html.figures, ("overall", "cost_parts", "training", "coverage")),
+        (html.headroom_figure, ("headroom",)),
         (html.timeline, ("pages", "decisions")),
     ):
         for name in names:
@@ -215,8 +216,18 @@ def test_the_page_is_the_same_every_time(summary, tmp_path, undrawn):
 
 
 def test_a_figure_is_the_same_every_time(summary):
-    first, second = (to_svg(html.figures.headroom(summary["headroom"])) for _ in range(2))
+    first, second = (to_svg(html.headroom_figure.headroom(summary["headroom"])) for _ in range(2))
     assert first == second
+
+
+def test_headroom_at_several_pressures_says_what_is_not_reached(summary):
+    row = summary["headroom"][0] | {"family": "needle-onoff", "headroom": 0.4}
+    rows = [row | {"pressure": p, "pressure_reached": min(p, 1.9)} for p in (0.5, 1.0, 2.0, 4.0)]
+    text = to_svg(html.headroom_figure.headroom(rows))
+    # 1.9 is near enough to 2 to count as it, and not to 4; a cell that does not count shows no percentage.
+    assert text.count("40%") == 3 and text.count("only 1.9 reached") == 1
+    alone = to_svg(html.headroom_figure.headroom([row | {"pressure": 4.0, "pressure_reached": 1.9}]))
+    assert "reaches 1.9 of 4" in alone
 
 
 def test_figures_of_all_sections(summary, tmp_path):

@@ -1,4 +1,4 @@
-"""Figures of results: J by policy, its parts, training, coverage, headroom; each from its section."""
+"""Figures of results: J by policy, its parts, training, coverage; each from its section."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from pikv_agents.report.schema import CoverageRow, Evaluation, HeadroomRow, PolicyCosts, Training
+from pikv_agents.report.schema import CoverageRow, Evaluation, PolicyCosts, Training
 from pikv_agents.report.style import (
     HEURISTIC,
     INK,
     LEARNED,
-    MUTED,
     PART_COLOURS,
     REFERENCE,
     ROLE_COLOURS,
@@ -23,7 +22,7 @@ from pikv_agents.report.style import (
     styled,
     title,
 )  # fmt: skip
-from pikv_agents.report.verdict import LEAST_HEADROOM, met, role
+from pikv_agents.report.verdict import role
 
 _FAR = 1.7  # bars longer than this many median bars are cut and labelled: the others stay readable
 
@@ -179,29 +178,3 @@ def _end_labels(axes: Axes, x: float, ends: dict[str, tuple[float, str]], apart:
         height = max(y, height + apart)
         axes.annotate(label, (x, height), (7, 0), textcoords="offset points", va="center", color=colour,
                       fontsize=8.5, annotation_clip=False)  # fmt: skip
-
-
-@styled
-def headroom(rows: Sequence[HeadroomRow]) -> Figure:
-    """Headroom by family; families under the threshold are reported in grey and do not count."""
-    ordered = sorted(rows, key=lambda row: row["headroom"])
-    several = len({row["pressure"] for row in rows}) > 1
-    figure = Figure((8, 0.9 + 0.36 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    for place, row in enumerate(ordered):
-        counts = row["headroom"] >= LEAST_HEADROOM and met(row)
-        axes.barh(place, row["headroom"], 0.62, color=LEARNED if counts else "#c3cad1")
-        axes.annotate(f"{row['headroom']:.0%}", (max(row["headroom"], 0), place), (5, 0), fontsize=9,
-                      textcoords="offset points", va="center", color=INK if counts else MUTED)  # fmt: skip
-    axes.axvline(LEAST_HEADROOM, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate("counted from here", (LEAST_HEADROOM, len(rows) - 0.45), (5, 0), textcoords="offset points",
-                  fontsize=8.5, color=MUTED, va="bottom")  # fmt: skip
-    names = [row["family"] + (f"@{row['pressure']:g}" if several else "") for row in ordered]
-    labels = [f"{name}  ({row['split']})" for name, row in zip(names, ordered, strict=True)]
-    axes.set_yticks(range(len(rows)), labels, color=INK)
-    axes.set_ylim(-0.6, len(rows))
-    axes.grid(False, axis="y")
-    axes.margins(x=0.08)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    axes.set_xlabel("how far J could fall below the best setting chosen in hindsight")
-    return figure

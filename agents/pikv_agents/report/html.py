@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pikv_agents.report import figures, tables, timeline
+from pikv_agents.report import figures, headroom_figure, tables, timeline
 from pikv_agents.report.schema import Summary, check_summary
 from pikv_agents.report.style import to_svg
 from pikv_agents.report.verdict import Verdict, counting, role, signed, verdict
@@ -25,7 +25,7 @@ def draw_all(summary: Summary) -> dict[str, Figure]:
         "cost_parts": ("evaluation", figures.cost_parts),
         "training": ("training", figures.training),
         "coverage": ("coverage", figures.coverage),
-        "headroom": ("headroom", figures.headroom),
+        "headroom": ("headroom", headroom_figure.headroom),
         "pages": ("timeline", timeline.pages),
         "decisions": ("timeline", timeline.decisions),
     }

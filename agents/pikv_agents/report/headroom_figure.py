@@ -1,0 +1,89 @@
+"""Headroom of families: bars at one pressure, a matrix of families and pressures at several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
+
+from pikv_agents.report.schema import HeadroomRow
+from pikv_agents.report.style import INK, LEARNED, MUTED, styled
+from pikv_agents.report.verdict import LEAST_HEADROOM, met
+
+LITTLE = "#c3cad1"
+_SCALE = LinearSegmentedColormap.from_list("headroom", ["#d6e6f2", LEARNED])
+_FULL = 0.5  # headroom of the darkest cell
+
+
+@styled
+def headroom(rows: Sequence[HeadroomRow]) -> Figure:
+    """Headroom by family; families under the threshold are reported in grey and do not count."""
+    several = len({row["pressure"] for row in rows}) > 1
+    return _matrix(rows) if several else _bars(rows)
+
+
+def _bars(rows: Sequence[HeadroomRow]) -> Figure:
+    ordered = sorted(rows, key=lambda row: row["headroom"])
+    figure = Figure((8, 0.9 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(ordered):
+        counts = row["headroom"] >= LEAST_HEADROOM and met(row)
+        axes.barh(place, row["headroom"], 0.62, color=LEARNED if counts else LITTLE)
+        axes.annotate(f"{row['headroom']:.0%}", (max(row["headroom"], 0), place), (5, 0), fontsize=9,
+                      textcoords="offset points", va="center", color=INK if counts else MUTED)  # fmt: skip
+    axes.axvline(LEAST_HEADROOM, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate("counted from here", (LEAST_HEADROOM, len(rows) - 0.45), (5, 0), textcoords="offset points",
+                  fontsize=8.5, color=MUTED, va="bottom")  # fmt: skip
+    axes.set_yticks(range(len(rows)), [_name(row) for row in ordered], color=INK)
+    axes.set_ylim(-0.6, len(rows))
+    axes.grid(False, axis="y")
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.set_xlabel("how far J could fall below the best setting chosen in hindsight")
+    return figure
+
+
+def _name(row: HeadroomRow) -> str:
+    unmet = "" if met(row) else f", reaches {row.get('pressure_reached', 0.0):.2g} of {row['pressure']:g}"
+    return f"{row['family']}  ({row['split']}{unmet})"
+
+
+def _matrix(rows: Sequence[HeadroomRow]) -> Figure:
+    """A cell for each family and pressure, the family with most headroom at the top."""
+    pressures = sorted({row["pressure"] for row in rows})
+    best = {row["family"]: 0.0 for row in rows}
+    for row in rows:
+        best[row["family"]] = max(best[row["family"]], row["headroom"] if met(row) else 0.0)
+    families = sorted(best, key=lambda family: best[family])
+    splits = {row["family"]: row["split"] for row in rows}
+    figure = Figure((8, 1.1 + 0.34 * len(families)), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        _cell(axes, pressures.index(row["pressure"]), families.index(row["family"]), row)
+    axes.set_xlim(-0.5, len(pressures) - 0.5)
+    axes.set_ylim(-0.5, len(families) - 0.5)
+    axes.set_xticks(range(len(pressures)), [f"{p:g}" for p in pressures], color=INK)
+    axes.set_yticks(range(len(families)), [f"{name}  ({splits[name]})" for name in families], color=INK)
+    axes.grid(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel(
+        "pressure asked. Percent: how far J could fall below the best setting chosen in hindsight\n"
+        f"blue: counted (at least {LEAST_HEADROOM:.0%}); grey: less; hatched: the pressure is not reached"
+    )
+    return figure
+
+
+def _cell(axes, x: int, y: int, row: HeadroomRow) -> None:  # type: ignore[no-untyped-def]
+    counts = row["headroom"] >= LEAST_HEADROOM and met(row)
+    colour = _SCALE(min(1.0, row["headroom"] / _FULL)) if counts else "#eef0f2"
+    style = {} if met(row) else {"hatch": "////", "edgecolor": "#ccd2d8", "linewidth": 0}
+    axes.add_patch(Rectangle((x - 0.48, y - 0.44), 0.96, 0.88, facecolor=colour, **style))
+    told = f"{row['headroom']:.0%}" if met(row) else f"only {row.get('pressure_reached', np.nan):.2g} reached"
+    dark = counts and row["headroom"] > 0.6 * _FULL
+    axes.text(x, y, told, ha="center", va="center", fontsize=9,
+              color="white" if dark else INK if counts else MUTED)  # fmt: skip
