@@ -1,0 +1,74 @@
+"""The study that PiKV's readers ask for: writes benchmarks/study.json and docs/figures/study-*.png.
+
+    python benchmarks/study.py [--parts effects conflicts lookup placement coverage] [--json FILE] [--quick]
+
+Parts that are left out keep what the file holds. Each takes a few minutes of one core; docs/study.md says what they
+found. `--figures-only` draws again from the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pikv_agents.commands.options import origin
+from pikv_env.whole_file import write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = {"facts": 8, "dictionary": 6, "dialogue": 2, "needle": 2, "prose": 1, "code": 1}
+PROMPT_TOKENS, OUTPUT_TOKENS, SEED = 640, 128, 0
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def effects(quick: bool) -> Iterator[dict[str, Any]]:
+    from pikv_env.study.contents import build_probes
+    from pikv_env.study.effects import study_effects
+    from pikv_env.study.settings import settings
+    from pikv_runtime.models import load_model
+
+    kinds = {"facts": 2, "needle": 1, "prose": 1} if quick else KINDS
+    prompt, output = (256, 48) if quick else (PROMPT_TOKENS, OUTPUT_TOKENS)
+    probes = build_probes(kinds, prompt, output, SEED)
+    found: list[dict[str, Any]] = []
+    for row in study_effects(load_model("embedded")[0], probes, settings()[:: 8 if quick else 1]):
+        found.append(row)
+        note(f"{row['setting']}: F {row['fidelity']:.3f}, KL {row['kl']:.3f}, recall {row['recall']:.3f}")
+        yield {"kinds": kinds, "prompt_tokens": prompt, "output_tokens": output, "seed": SEED, "rows": found}
+
+
+PARTS: dict[str, Callable[[bool], Iterator[Any]]] = {"effects": effects}
+
+
+def run(part: str, quick: bool, path: Path) -> None:
+    """Run one part; what it has found so far is kept whenever it has found more."""
+    started = time.perf_counter()
+    for found in PARTS[part](quick):
+        # Read now, not before: parts may run side by side.
+        result = json.loads(path.read_text()) if path.exists() else {}
+        result[part] = {"result": found, "seconds": round(time.perf_counter() - started, 1), "meta": origin()}
+        write_whole(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The study that PiKV's readers ask for.")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "study.json")
+    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for part in options.parts:
+        run(part, options.quick, options.json)
+
+
+if __name__ == "__main__":
+    main()

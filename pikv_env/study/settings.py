@@ -1,0 +1,71 @@
+"""The settings that the study compares: one lever at a time, so that each effect has one cause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pikv_runtime.config import RuntimeConfig
+from pikv_runtime.contract import EVICT_MAX, Control, GlobalControl, GroupControl, GroupFeature, Telemetry
+from pikv_runtime.controllers import make_policy
+from pikv_runtime.rankers import apply_ranker
+
+BASE = RuntimeConfig(
+    read="sparse", router="centroid", codec="bf16", audit_share=1.0, observe_tokens=16, interval_s=0.5, slots=20
+)
+RANKERS = ("lru", "lfu", "h2o", "streaming_llm")
+EVICTING_FAN_OUT = 0.25
+
+
+@dataclass(frozen=True)
+class KeepShare:
+    """Evicts, group by group, until a share `keep` of what a request has had is resident; and holds it there."""
+
+    keep: float
+    ranker: str
+    fan_out: float
+
+    def decide(self, telemetry: Telemetry, out: Control | None = None) -> Control:
+        """Ask each group for what it still holds beyond its share, known from its ghosts."""
+        control = Control.neutral(len(telemetry.groups)) if out is None else out
+        control.groups[:] = 0.0
+        control.globals[:] = Control.neutral(1).globals
+        apply_ranker(self.ranker, control)
+        resident = np.maximum(1.0 - telemetry.groups[:, GroupFeature.GHOST_SHARE], 1e-6)
+        control.groups[:, GroupControl.COMPRESSION_RATIO] = 1.0
+        control.groups[:, GroupControl.EVICT_FRACTION] = np.clip(1.0 - self.keep / resident, 0.0, EVICT_MAX)
+        control.globals[GlobalControl.FAN_OUT] = self.fan_out
+        return control
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the study."""
+
+    name: str
+    lever: str
+    value: float
+    config: RuntimeConfig
+    policy: Any
+
+
+def settings() -> list[Setting]:
+    """The exact cache first, then compression, sparse reading by two routers, and eviction by four rankers."""
+    exact = replace(BASE, read="exact", router="all", codec="native")
+    rows = [
+        Setting("exact", "none", 1.0, exact, make_policy("static")),
+        Setting("bf16", "none", 1.0, BASE, make_policy("static")),
+    ]
+    for ratio in (2.0, 4.0):
+        rows.append(Setting(f"ratio {ratio:g}", "ratio", ratio, BASE, make_policy(f"static:ratio={ratio}")))
+    for router in ("centroid", "gate"):
+        for fan_out in (0.5, 0.25, 0.1, 0.05):
+            config, policy = replace(BASE, router=router), make_policy(f"static:fan_out={fan_out}")
+            rows.append(Setting(f"{router} {fan_out:g}", f"fan_out/{router}", fan_out, config, policy))
+    for ranker in RANKERS:
+        for keep in (0.5, 0.25):
+            keeper = KeepShare(keep, ranker, EVICTING_FAN_OUT)
+            rows.append(Setting(f"{ranker} keeps {keep:g}", f"evict/{ranker}", keep, BASE, keeper))
+    return rows
