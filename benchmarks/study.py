@@ -1,6 +1,6 @@
 """The study that PiKV's readers ask for: writes benchmarks/study.json and docs/figures/study-*.png.
 
-    python benchmarks/study.py [--parts effects conflicts lookup placement coverage] [--json FILE] [--quick]
+    python benchmarks/study.py [--parts effects placement lookup] [--json FILE] [--quick]
 
 Parts that are left out keep what the file holds. Each takes a few minutes of one core; docs/study.md says what they
 found. `--figures-only` draws again from the file.
@@ -20,6 +20,7 @@ import torch
 
 from pikv_agents.commands.options import origin
 from pikv_env.whole_file import write_whole
+from pikv_runtime.ledger.state import Price
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"facts": 8, "dictionary": 6, "dialogue": 2, "needle": 2, "prose": 1, "code": 1}
@@ -46,7 +47,40 @@ def effects(quick: bool) -> Iterator[dict[str, Any]]:
         yield {"kinds": kinds, "prompt_tokens": prompt, "output_tokens": output, "seed": SEED, "rows": found}
 
 
-PARTS: dict[str, Callable[[bool], Iterator[Any]]] = {"effects": effects}
+def placement(quick: bool) -> Iterator[dict[str, Any]]:
+    from pikv_env.builtin import resolve_library
+    from pikv_env.study.placement import gate_knowledge, routed_ranks
+    from pikv_env.study.placement import placement as placed
+    from pikv_runtime.profiles import load_profile
+
+    library = resolve_library(None)
+    query_bytes = float(load_profile("cpu-gloo").prices()[Price.QUERY_BYTES])
+    yield {
+        "coverage": gate_knowledge(library), "placement": placed(library, query_bytes),
+        "routed": routed_ranks(library), "query_bytes": query_bytes,
+    }  # fmt: skip
+
+
+def lookup(quick: bool) -> Iterator[dict[str, Any]]:
+    from pikv_env.study.lookup import lookup as looked_up
+    from pikv_env.study.lookup import random_model
+    from pikv_runtime.models import load_model
+
+    found: dict[str, Any] = {}
+    for name, make, size in (
+        ("embedded", lambda: load_model("embedded")[0], (8, 1024, 160)),
+        ("random, 8 layers of 512", random_model, (4, 768, 110)),
+    ):
+        model = make()
+        requests, prompt, output = (2, 128, 70) if quick else size
+        for ranks in (1, 2):
+            row = looked_up(model, ranks, requests=requests, prompt_tokens=prompt, output_tokens=output)
+            found[f"{name}, {ranks} rank{'s' if ranks > 1 else ''}"] = row
+            note(f"{name} on {ranks}: " + ", ".join(f"{r['fan_out']:g}: {r['step_ms']:.0f} ms" for r in row["rows"]))
+            yield {"runs": found}
+
+
+PARTS: dict[str, Callable[[bool], Iterator[Any]]] = {"effects": effects, "placement": placement, "lookup": lookup}
 
 
 def run(part: str, quick: bool, path: Path) -> None:
