@@ -1,6 +1,6 @@
 """The study that PiKV's readers ask for: writes benchmarks/study.json and docs/figures/study-*.png.
 
-    python benchmarks/study.py [--parts effects placement lookup] [--json FILE] [--quick]
+    python benchmarks/study.py [--parts effects controls placement lookup] [--json FILE] [--quick]
 
 Parts that are left out keep what the file holds. Each takes a few minutes of one core; docs/study.md says what they
 found. `--figures-only` draws again from the file.
@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,27 @@ def note(text: str) -> None:
 
 
 def effects(quick: bool) -> Iterator[dict[str, Any]]:
+    from pikv_env.study.settings import settings
+
+    yield from served(settings()[:: 8 if quick else 1], quick)
+
+
+def controls(quick: bool) -> Iterator[dict[str, Any]]:
+    from pikv_env.study.settings import controls as without_knowledge
+
+    yield from served(without_knowledge()[: 3 if quick else None], quick)
+
+
+def served(rows: Sequence[Any], quick: bool) -> Iterator[dict[str, Any]]:
     from pikv_env.study.contents import build_probes
     from pikv_env.study.effects import study_effects
-    from pikv_env.study.settings import settings
     from pikv_runtime.models import load_model
 
     kinds = {"facts": 2, "needle": 1, "prose": 1} if quick else KINDS
     prompt, output = (256, 48) if quick else (PROMPT_TOKENS, OUTPUT_TOKENS)
     probes = build_probes(kinds, prompt, output, SEED)
     found: list[dict[str, Any]] = []
-    for row in study_effects(load_model("embedded")[0], probes, settings()[:: 8 if quick else 1]):
+    for row in study_effects(load_model("embedded")[0], probes, rows):
         found.append(row)
         note(f"{row['setting']}: F {row['fidelity']:.3f}, KL {row['kl']:.3f}, recall {row['recall']:.3f}")
         yield {"kinds": kinds, "prompt_tokens": prompt, "output_tokens": output, "seed": SEED, "rows": found}
@@ -80,7 +91,9 @@ def lookup(quick: bool) -> Iterator[dict[str, Any]]:
             yield {"runs": found}
 
 
-PARTS: dict[str, Callable[[bool], Iterator[Any]]] = {"effects": effects, "placement": placement, "lookup": lookup}
+PARTS: dict[str, Callable[[bool], Iterator[Any]]] = {
+    "effects": effects, "controls": controls, "placement": placement, "lookup": lookup,
+}  # fmt: skip
 
 
 def run(part: str, quick: bool, path: Path) -> None:
@@ -89,7 +102,11 @@ def run(part: str, quick: bool, path: Path) -> None:
     for found in PARTS[part](quick):
         # Read now, not before: parts may run side by side.
         result = json.loads(path.read_text()) if path.exists() else {}
-        result[part] = {"result": found, "seconds": round(time.perf_counter() - started, 1), "meta": origin()}
+        result[part] = {
+            "result": found,
+            "seconds": round(time.perf_counter() - started, 1),
+            "meta": origin() | {"command": f"python benchmarks/study.py --parts {part}"},
+        }
         write_whole(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
 
 

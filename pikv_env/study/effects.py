@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pikv_env.study.contents import Probe
 from pikv_env.study.probe import ProbeEngine, serve_probes
 from pikv_env.study.settings import Setting
 from pikv_runtime.ledger.state import Tally
+from pikv_runtime.routers import ROUTERS, Router
 
 WINDOWS_S = (1.0, 2.0, 5.0, 10.0, 60.0)
 """Seconds within which a wish for an evicted page counts as a conflict."""
@@ -26,10 +30,22 @@ def study_effects(model: Any, probes: Sequence[Probe], rows: Sequence[Setting]) 
     compared with."""
     exact: ProbeEngine | None = None
     for setting in rows:
-        engine = serve_probes(model, setting.config, setting.policy, probes)
+        with scored_by(setting):
+            engine = serve_probes(model, setting.config, setting.policy, probes)
         exact = exact or engine
         named = {"setting": setting.name, "lever": setting.lever, "value": setting.value}
         yield {**named, **_row(engine, exact, probes)}
+
+
+@contextmanager
+def scored_by(setting: Setting) -> Iterator[None]:
+    """The setting's own scores in the place of its router's, until exit."""
+    if setting.scores is None:
+        yield
+        return
+    torch.manual_seed(0)
+    with patch.dict(ROUTERS._entries, {setting.config.router: Router(setting.scores)}):
+        yield
 
 
 def _row(engine: ProbeEngine, exact: ProbeEngine, probes: Sequence[Probe]) -> dict[str, Any]:

@@ -20,7 +20,9 @@ RANKS = (2, 4, 8)
 BATCH = 16
 """Requests that decode together, for the balance of a batch."""
 RESAMPLES = 2000
-CHOSEN_BY = ("gate", "centroid")
+CHOICES = ("gate", "gate_early", "centroid", "recent", "best", "random")
+"""Who chooses pages: `gate` breaks ties between pages of one tag at random, `gate_early` as the router does, towards
+the start of the request; `recent` takes the latest."""
 LEAST_FAR, SINK_PAGES, WINDOW_PAGES = 8, 1, 2
 
 Floats = NDArray[np.float64]
@@ -72,21 +74,29 @@ def best(mass: Floats, order: Floats, k: int) -> float:
     return float(mass[np.argsort(-order, kind="stable")[:k]].sum())
 
 
+def best_of_tied(mass: Floats, order: Floats, k: int) -> float:
+    """The same, expected where ties are broken at random."""
+    last = np.sort(order)[::-1][k - 1]
+    above, tied = order > last, order == last
+    return float(mass[above].sum() + mass[tied].mean() * (k - above.sum()))
+
+
 def gate_knowledge(library: TraceLibrary) -> list[dict[str, Any]]:
-    """By layer and budget: far mass on the pages chosen by gate, centroid and hindsight, against random pages; each
+    """By layer and budget: the far mass on the pages that each of `CHOICES` takes, and what it is over random pages'
     with a 95 % bootstrap interval over contents."""
     cells: dict[tuple[int, float], dict[int, list[list[float]]]] = {}
     for look in looks(library):
         for budget in BUDGETS:
             k = max(1, math.ceil(budget * len(look.mass)))
-            row = [best(look.mass, by, k) for by in (look.gate[look.tags], look.score, look.mass)]
-            row.append(k / len(look.mass))
+            by_gate, recent = look.gate[look.tags], np.arange(len(look.mass), dtype=np.float64)
+            row = [best_of_tied(look.mass, by_gate, k), best(look.mass, by_gate, k)]
+            row += [best(look.mass, by, k) for by in (look.score, recent, look.mass)] + [k / len(look.mass)]
             cells.setdefault((look.layer, budget), {}).setdefault(look.content, []).append(row)
     rows: list[dict[str, Any]] = []
     for (layer, budget), contents in sorted(cells.items()):
         means = np.array([np.mean(found, axis=0) for found in contents.values()])
-        captured = dict(zip(("gate", "centroid", "best", "random"), means.mean(0).tolist(), strict=True))
-        ends = {f"{name}_over_random_ci95": _interval(means[:, i], means[:, 3]) for i, name in enumerate(CHOSEN_BY)}
+        captured = dict(zip(CHOICES, means.mean(0).tolist(), strict=True))
+        ends = {f"{name}_over_random_ci95": _interval(means[:, i], means[:, -1]) for i, name in enumerate(CHOICES[:4])}
         rows.append({"layer": layer, "budget": budget, "contents": len(means), **captured, **ends})
     return rows
 

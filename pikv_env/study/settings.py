@@ -6,11 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.contract import EVICT_MAX, Control, GlobalControl, GroupControl, GroupFeature, Telemetry
 from pikv_runtime.controllers import make_policy
 from pikv_runtime.rankers import apply_ranker
+from pikv_runtime.routers import Scores
 
 BASE = RuntimeConfig(
     read="sparse", router="centroid", codec="bf16", audit_share=1.0, observe_tokens=16, interval_s=0.5, slots=20
@@ -49,6 +52,8 @@ class Setting:
     value: float
     config: RuntimeConfig
     policy: Any
+    scores: Scores | None = None
+    """Takes the place of the router's scores: for controls that are no routers of the runtime."""
 
 
 def settings() -> list[Setting]:
@@ -68,4 +73,24 @@ def settings() -> list[Setting]:
         for keep in (0.5, 0.25):
             keeper = KeepShare(keep, ranker, EVICTING_FAN_OUT)
             rows.append(Setting(f"{ranker} keeps {keep:g}", f"evict/{ranker}", keep, BASE, keeper))
+    return rows
+
+
+def random_scores(query: Tensor, centroids: Tensor, tags: Tensor, gate: Tensor) -> Tensor:
+    """Random pages, drawn anew for every query and layer: what choosing without knowing anything reads."""
+    return torch.rand(tags.shape, device=query.device)
+
+
+def recent_scores(query: Tensor, centroids: Tensor, tags: Tensor, gate: Tensor) -> Tensor:
+    """The latest pages: a longer window and nothing else."""
+    return torch.arange(tags.shape[1], device=query.device, dtype=torch.float32).expand(tags.shape)
+
+
+def controls() -> list[Setting]:
+    """The exact cache, and sparse reading that looks neither at gates nor at queries."""
+    rows = settings()[:1]
+    for name, scores in (("random", random_scores), ("recent", recent_scores)):
+        for fan_out in (0.5, 0.25, 0.1):
+            config, policy = replace(BASE, router="gate"), make_policy(f"static:fan_out={fan_out}")
+            rows.append(Setting(f"{name} {fan_out:g}", f"fan_out/{name}", fan_out, config, policy, scores))
     return rows
