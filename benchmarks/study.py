@@ -1,9 +1,10 @@
 """The study that PiKV's readers ask for: writes benchmarks/study.json and docs/figures/study-*.png.
 
-    python benchmarks/study.py [--parts effects controls placement lookup] [--json FILE] [--quick]
+    python benchmarks/study.py [--parts effects controls informed placement lookup] [--json FILE] [--quick]
+    python benchmarks/study_figures.py
 
 Parts that are left out keep what the file holds. Each takes a few minutes of one core; docs/study.md says what they
-found. `--figures-only` draws again from the file.
+found.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ def controls(quick: bool) -> Iterator[dict[str, Any]]:
     from pikv_env.study.settings import controls as without_knowledge
 
     yield from served(without_knowledge()[: 3 if quick else None], quick)
+
+
+def informed(quick: bool) -> Iterator[dict[str, Any]]:
+    from pikv_env.study.settings import informed as after_a_while
+
+    yield from served(after_a_while()[: 2 if quick else None], quick)
 
 
 def served(rows: Sequence[Any], quick: bool) -> Iterator[dict[str, Any]]:
@@ -92,8 +99,16 @@ def lookup(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 PARTS: dict[str, Callable[[bool], Iterator[Any]]] = {
-    "effects": effects, "controls": controls, "placement": placement, "lookup": lookup,
+    "effects": effects, "controls": controls, "informed": informed, "placement": placement, "lookup": lookup,
 }  # fmt: skip
+
+
+def proxies(study: dict[str, Any]) -> dict[str, Any]:
+    """How good a proxy F is, from the settings that were served; computed whenever there are new ones."""
+    from pikv_env.study.effects import proxy
+
+    rows = study["effects"]["result"]["rows"] + study.get("controls", {"result": {"rows": []}})["result"]["rows"][1:]
+    return proxy(rows)
 
 
 def run(part: str, quick: bool, path: Path) -> None:
@@ -107,7 +122,19 @@ def run(part: str, quick: bool, path: Path) -> None:
             "seconds": round(time.perf_counter() - started, 1),
             "meta": origin() | {"command": f"python benchmarks/study.py --parts {part}"},
         }
+        if len(result.get("effects", {"result": {"rows": []}})["result"]["rows"]) > 2:
+            result["proxy"] = proxies(result)
         write_whole(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+
+
+def gather(files: Sequence[Path], path: Path) -> None:
+    """Put parts that were measured into files of their own into one."""
+    result = json.loads(path.read_text()) if path.exists() else {}
+    for file in files:
+        result.update({part: value for part, value in json.loads(file.read_text()).items() if part in PARTS})
+    if "effects" in result:
+        result["proxy"] = proxies(result)
+    write_whole(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
 
 
 def main() -> None:
@@ -115,7 +142,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "study.json")
     parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--gather", nargs="+", type=Path, default=(), help="only merge such files into --json")
     options = parser.parse_args()
+    if options.gather:
+        gather(options.gather, options.json)
+        return
     torch.set_num_threads(1)
     for part in options.parts:
         run(part, options.quick, options.json)

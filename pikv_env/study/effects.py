@@ -135,3 +135,31 @@ def conflicts(engine: ProbeEngine, evicted: int) -> dict[str, Any]:
         "asked_again": {f"{w:g}": float((gaps <= w).sum() / evicted) if evicted else 0.0 for w in WINDOWS_S},
         "wishes_missed": float(engine.misses / max(1, engine.wishes)),
     }
+
+
+OUTCOMES = {"kl": -1, "agreement": 1, "accuracy": 1, "recall": 1}
+"""What F stands for, and whether more of it is better."""
+
+
+def proxy(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How well F orders settings by what it stands for: Spearman's ρ, Kendall's τ-b and the largest difference of an
+    outcome between two settings whose F differs by at most 0.01."""
+    from scipy.stats import kendalltau, spearmanr
+
+    lossy = [row for row in rows if row["setting"] != "exact"]
+    fidelity = np.array([row["fidelity"] for row in lossy])
+    found: dict[str, Any] = {"settings": len(lossy)}
+    close = np.abs(fidelity[:, None] - fidelity) <= 0.01
+    for name, sign in OUTCOMES.items():
+        values = np.array([row[name] for row in lossy])
+        apart = np.abs(values[:, None] - values) * close
+        i, j = np.unravel_index(int(apart.argmax()), apart.shape)
+        found[name] = {
+            "spearman": float(spearmanr(fidelity, sign * values).statistic),
+            "kendall": float(kendalltau(fidelity, sign * values).statistic),
+            "furthest_at_equal_F": {
+                "settings": [lossy[i]["setting"], lossy[j]["setting"]],
+                "apart": float(apart[i, j]),
+            },
+        }
+    return found

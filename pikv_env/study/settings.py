@@ -22,13 +22,16 @@ RANKERS = ("lru", "lfu", "h2o", "streaming_llm")
 EVICTING_FAN_OUT = 0.25
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeepShare:
     """Evicts, group by group, until a share `keep` of what a request has had is resident; and holds it there."""
 
     keep: float
     ranker: str
     fan_out: float
+    patience: int = 0
+    """Decisions at which it does not evict yet, for its ranker to see attention first."""
+    decisions: int = 0
 
     def decide(self, telemetry: Telemetry, out: Control | None = None) -> Control:
         """Ask each group for what it still holds beyond its share, known from its ghosts."""
@@ -38,7 +41,9 @@ class KeepShare:
         apply_ranker(self.ranker, control)
         resident = np.maximum(1.0 - telemetry.groups[:, GroupFeature.GHOST_SHARE], 1e-6)
         control.groups[:, GroupControl.COMPRESSION_RATIO] = 1.0
-        control.groups[:, GroupControl.EVICT_FRACTION] = np.clip(1.0 - self.keep / resident, 0.0, EVICT_MAX)
+        if self.decisions >= self.patience:
+            control.groups[:, GroupControl.EVICT_FRACTION] = np.clip(1.0 - self.keep / resident, 0.0, EVICT_MAX)
+        self.decisions += 1
         control.globals[GlobalControl.FAN_OUT] = self.fan_out
         return control
 
@@ -93,4 +98,16 @@ def controls() -> list[Setting]:
         for fan_out in (0.5, 0.25, 0.1):
             config, policy = replace(BASE, router="gate"), make_policy(f"static:fan_out={fan_out}")
             rows.append(Setting(f"{name} {fan_out:g}", f"fan_out/{name}", fan_out, config, policy, scores))
+    return rows
+
+
+def informed() -> list[Setting]:
+    """Eviction that waits four seconds, while one of four decode steps is observed: what rankers are worth that have
+    seen attention. The exact cache first, then the same reading without eviction."""
+    seen = replace(BASE, observe_tokens=4)
+    spare = make_policy(f"static:fan_out={EVICTING_FAN_OUT}")
+    rows = [settings()[0], Setting("none, informed", "informed/none", 1.0, seen, spare)]
+    for ranker in RANKERS:
+        keeper = KeepShare(0.5, ranker, EVICTING_FAN_OUT, patience=8)
+        rows.append(Setting(f"{ranker} keeps 0.5, informed", f"informed/{ranker}", 0.5, seen, keeper))
     return rows

@@ -12,7 +12,7 @@ import torch
 
 from pikv_env.study import lookup, placement
 from pikv_env.study.contents import FAR_TOKENS, KINDS, build_probes
-from pikv_env.study.effects import study_effects
+from pikv_env.study.effects import proxy, study_effects
 from pikv_env.study.settings import BASE, KeepShare, Setting, settings
 from pikv_env.traces import synthetic_library
 from pikv_runtime.contract import EVICT_MAX, GroupControl, GroupFeature, Telemetry
@@ -66,6 +66,12 @@ def test_keep_share_evicts_down_to_its_share_and_no_further(ghosts: float, asked
     np.testing.assert_allclose(control.groups[:, GroupControl.EVICT_FRACTION], min(asked, EVICT_MAX), rtol=1e-6)
 
 
+def test_keep_share_can_wait_until_its_ranker_has_seen_something() -> None:
+    policy = KeepShare(0.5, "h2o", 0.25, patience=2)
+    asked = [policy.decide(Telemetry.zeros(1)).groups[0, GroupControl.EVICT_FRACTION] for _ in range(3)]
+    assert asked == [0.0, 0.0, 0.5]
+
+
 def test_the_settings_have_names_of_their_own_and_exact_is_first() -> None:
     rows = settings()
     assert rows[0].name == "exact" and rows[0].config.read == "exact" and rows[0].config.codec == "native"
@@ -107,6 +113,16 @@ def test_eviction_shows_as_misses_low_hit_experts_and_conflicts() -> None:
     assert 0.0 < keep["routed_to_low"]["0.9"] <= 1.0
     again = list(keep["asked_again"].values())
     assert again == sorted(again) and again[-1] > 0.0, "a longer window never holds fewer conflicts"
+
+
+def test_a_proxy_that_orders_nothing_is_seen() -> None:
+    def rows(fidelities: list[float]) -> list[dict]:
+        outcomes = ("kl", "agreement", "accuracy", "recall")
+        return [{"setting": str(i), "fidelity": f} | dict.fromkeys(outcomes, i / 10) for i, f in enumerate(fidelities)]
+
+    assert proxy(rows([0.1, 0.2, 0.3, 0.4]))["recall"]["spearman"] == pytest.approx(1.0)
+    assert proxy(rows([0.4, 0.3, 0.2, 0.1]))["recall"]["kendall"] == pytest.approx(-1.0)
+    assert proxy(rows([0.5, 0.505, 0.9, 0.7]))["recall"]["furthest_at_equal_F"]["apart"] == pytest.approx(0.1)
 
 
 # --- what tags know, and what sharding costs
