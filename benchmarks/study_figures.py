@@ -39,6 +39,8 @@ TIME_PARTS = {
 def _scatter(axes: Any, rows: list[dict], x: Callable[[dict], float], y: Callable[[dict], float]) -> None:
     for lever, (name, colour, marker) in LEVERS.items():
         mine = [row for row in rows if row["lever"] == lever]
+        if not mine:
+            continue
         axes.plot([x(r) for r in mine], [y(r) for r in mine], color=colour, lw=0.9, alpha=0.5)
         axes.scatter(
             [x(r) for r in mine], [y(r) for r in mine], color=colour, marker=marker, s=38, label=name, zorder=3
@@ -48,7 +50,7 @@ def _scatter(axes: Any, rows: list[dict], x: Callable[[dict], float], y: Callabl
 @styled
 def fidelity(study: dict) -> Any:
     rows = study["effects"]["result"]["rows"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.7))
     _scatter(left, rows, lambda r: 1 - r["fidelity"], lambda r: max(r["kl"], 1e-4))
     left.set(xlabel="1 − F, the proxy", ylabel="KL of next-token distributions, nats", yscale="log")
     title(left, "Loss against divergence", "each point one setting; a line joins one lever")
@@ -57,8 +59,8 @@ def fidelity(study: dict) -> Any:
     right.axhline(exact["recall"], color=MUTED, lw=0.9, ls=":")
     right.set(xlabel="1 − F, the proxy", ylabel="recall of far answers", ylim=(0, 1.03))
     title(right, "Loss against recall", f"{exact['answers']} answers; dotted: the exact cache")
-    right.legend(fontsize=8, loc="upper right")
-    figure.tight_layout()
+    figure.legend(*right.get_legend_handles_labels(), fontsize=8.5, loc="lower center", ncols=5)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     return figure
 
 
@@ -75,8 +77,8 @@ def hits(study: dict) -> Any:
     handles, names = left.get_legend_handles_labels()
     kept = [(h, n) for h, n in zip(handles, names, strict=True) if n.startswith(("evict", "nothing"))]
     left.legend(*zip(*kept, strict=True), fontsize=7.5, loc="lower right")
-    _bars(middle, evicting, lambda r: r["routed_to_low"]["0.9"], "share of tokens")
-    title(middle, "Routed to a low-hit expert", "hit of (expert, layer) below 0.9")
+    _bars(middle, evicting, lambda r: r["routed_to_low"]["0.5"], "share of tokens")
+    title(middle, "Routed to a low-hit expert", "hit of (expert, layer) below one half")
     _bars(right, evicting, lambda r: r["own_low"]["0.5"], "share of (token, layer)")
     title(right, "Own wishes mostly gone", "less than half of the wished mass resident")
     figure.tight_layout()
@@ -99,20 +101,24 @@ def _bars(axes: Any, rows: list[dict], value: Callable[[dict], float], label: st
 @styled
 def conflicts(study: dict) -> Any:
     rows = [r for r in study["effects"]["result"]["rows"] if r["lever"].startswith("evict/")]
-    keeps = sorted({r["value"] for r in rows}, reverse=True)
-    figure, panels = plt.subplots(1, len(keeps), figsize=(9, 3.7), sharey=True)
-    for axes, keep in zip(panels, keeps, strict=True):
-        for row in (r for r in rows if r["value"] == keep):
-            name, colour, marker = LEVERS[row["lever"]]
+    panels = [(f"{keep:.0%} kept", "evicted as soon as the prompt is read", [r for r in rows if r["value"] == keep])
+              for keep in sorted({r["value"] for r in rows}, reverse=True)]  # fmt: skip
+    if "informed" in study:
+        late = [r for r in study["informed"]["result"]["rows"] if r["evicted_pages"]]
+        panels.append(("50% kept, informed", "evicted after four seconds of attention", late))
+    figure, places = plt.subplots(1, len(panels), figsize=(3.7 * len(panels), 3.8), sharey=True)
+    for axes, (name, note, mine) in zip(places, panels, strict=True):
+        for row in mine:
+            label, colour, marker = LEVERS["evict/" + row["lever"].partition("/")[2]]
             windows = [float(w) for w in row["asked_again"] if float(w) < 60]
             again = [100 * row["asked_again"][f"{w:g}"] for w in windows]
-            axes.plot(windows, again, color=colour, marker=marker, ms=5, label=name.removeprefix("evict, "))
-        axes.set(xlabel="W, model seconds after the eviction", xscale="log", ylim=(0, None))
+            axes.plot(windows, again, color=colour, marker=marker, ms=5, label=label.removeprefix("evict, "))
+        axes.set(xlabel="W, model seconds after the eviction", xscale="log")
         axes.set_xticks(windows, [f"{w:g}" for w in windows])
         axes.minorticks_off()
-        title(axes, f"{keep:.0%} kept")
-    panels[0].set_ylabel("% of evicted pages asked for again")
-    panels[0].legend(fontsize=8, loc="upper left")
+        title(axes, name, note)
+    places[0].set(ylabel="% of evicted pages asked for again", ylim=(0, 80))
+    places[0].legend(fontsize=8, loc="upper left")
     figure.tight_layout()
     return figure
 
