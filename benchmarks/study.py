@@ -1,6 +1,6 @@
 """The study that PiKV's readers ask for: writes benchmarks/study.json and docs/figures/study-*.png.
 
-    python benchmarks/study.py [--parts effects controls informed placement lookup] [--json FILE] [--quick]
+    python benchmarks/study.py [--parts effects controls informed pressure placement lookup] [--json FILE] [--quick]
     python benchmarks/study_figures.py
 
 Parts that are left out keep what the file holds. Each takes a few minutes of one core; docs/study.md says what they
@@ -79,6 +79,34 @@ def placement(quick: bool) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
 
 
+def pressure(quick: bool) -> Iterator[dict[str, Any]]:
+    """Conflicts in the trace environment, by ranker and pressure: a quarter of an hour of arrivals."""
+    from pikv_agents.rollout import Job, run_jobs
+    from pikv_env.batch import TraceBatch
+    from pikv_env.builtin import resolve_library
+    from pikv_env.config import EnvConfig
+    from pikv_env.pool import WorkloadPool
+    from pikv_env.study.settings import RANKERS, under_pressure
+
+    families = ("facts-poisson", "prose-diurnal")
+    config = EnvConfig(families=families, workloads=len(families), load=(0.5, 0.5), horizon_s=120 if quick else 900)
+    library = resolve_library(None)
+    pool = WorkloadPool(library, config, SEED)
+    named = [(r, p, w) for r in RANKERS for p in (0.5, 1.0, 2.0, 4.0) for w in range(len(families))]
+    batch = TraceBatch(library, config, 16, SEED, pool)
+    outcomes = run_jobs(batch, [Job(under_pressure(r), w, p) for r, p, w in named], (0.25, 10.0))
+    rows = []
+    for (ranker, level, w), outcome in zip(named, outcomes, strict=True):
+        count = outcome.counters
+        rows.append({
+            "ranker": ranker, "pressure": level, "pressure_reached": count["pressure_reached"], "family": families[w],
+            "evicted_pages": count["evicted_pages"], "conflicts": count["conflicts"],
+            "conflicts_per_evicted_page": count["conflicts"] / max(1.0, count["evicted_pages"]), **outcome.costs(),
+        })  # fmt: skip
+        note(str(rows[-1]))
+    yield {"rows": rows}
+
+
 def lookup(quick: bool) -> Iterator[dict[str, Any]]:
     from pikv_env.study.lookup import lookup as looked_up
     from pikv_env.study.lookup import random_model
@@ -99,7 +127,8 @@ def lookup(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 PARTS: dict[str, Callable[[bool], Iterator[Any]]] = {
-    "effects": effects, "controls": controls, "informed": informed, "placement": placement, "lookup": lookup,
+    "effects": effects, "controls": controls, "informed": informed, "pressure": pressure, "placement": placement,
+    "lookup": lookup,
 }  # fmt: skip
 
 

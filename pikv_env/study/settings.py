@@ -111,3 +111,23 @@ def informed() -> list[Setting]:
         keeper = KeepShare(0.5, ranker, EVICTING_FAN_OUT, patience=8)
         rows.append(Setting(f"{ranker} keeps 0.5, informed", f"informed/{ranker}", 0.5, seen, keeper))
     return rows
+
+
+@dataclass(frozen=True)
+class Sparing:
+    """Another policy, reading a share of the pages: where everything is read, everything evicted is asked for."""
+
+    policy: Any
+    fan_out: float
+
+    def decide(self, telemetry: Telemetry, out: Control | None = None) -> Control:
+        """The policy's control with this fan-out."""
+        control: Control = self.policy.decide(telemetry, out)
+        control.globals[GlobalControl.FAN_OUT] = self.fan_out
+        return control
+
+
+def under_pressure(ranker: str) -> Sparing:
+    """Evicts live pages in proportion to pressure, never demotes, reads a quarter."""
+    spec = f"pressure_proportional:start=0.3,ratio=1,evict=0.3/{ranker}"
+    return Sparing(make_policy(spec), EVICTING_FAN_OUT)
