@@ -152,8 +152,9 @@ def _serve(transport: Transport, model: Any, workload: RequestList) -> dict[str,
     return {"rows": np.array(engine.rows[WARM_UP:]), "wire": _wire(transport, engine, len(workload.requests))}
 
 
-def _wire(transport: Transport, engine: Engine, requests: int, repeats: int = 100) -> NDArray:
-    """Seconds of one exchange of the size of a layer's questions and of its answers, nobody late: (2,) medians."""
+def _wire(transport: Transport, engine: Engine, requests: int, repeats: int = 300) -> NDArray:
+    """Seconds of one exchange of the size of a layer's questions and of its answers: (2,), the fastest tenth of many,
+    which found both ranks at work."""
     if transport.world == 1 or len(transport.local_ranks) > 1:
         return np.zeros(2)
     g, rows = engine.runner.geometry, -(-requests // transport.world)
@@ -167,7 +168,7 @@ def _wire(transport: Transport, engine: Engine, requests: int, repeats: int = 10
             started = time.perf_counter()
             transport.all_to_all([outgoing], [[m.nbytes for m in outgoing]], "control")
             seconds.append(time.perf_counter() - started)
-        found.append(np.median(seconds))
+        found.append(np.percentile(seconds, 10))
     return np.array(found)
 
 
