@@ -20,7 +20,7 @@ LEVERS = {
     "ratio": ("compression", "#009E73", "s"),
     "fan_out/centroid": ("sparse, centroid", "#0072B2", "o"),
     "fan_out/gate": ("sparse, gate", "#D55E00", "X"),
-    "fan_out/random": ("sparse, random", "#8a949e", "."),
+    "fan_out/random": ("sparse, random", "#8a949e", "h"),
     "fan_out/recent": ("sparse, latest", "#444c55", "*"),
     "evict/lru": ("evict, lru", "#E69F00", "^"),
     "evict/lfu": ("evict, lfu", "#B8860B", "v"),
@@ -141,7 +141,9 @@ def lookup(study: dict) -> Any:
         axes.set_xticks(range(len(rows)), [f"{row['fan_out']:g}" for row in rows])
         axes.set(xlabel="fan-out")
         axes.grid(axis="x", visible=False)
-        title(axes, name.replace("random, ", "random "), f"{run['requests']} requests of {run['prompt_tokens']} tokens")
+        axes.set_ylim(0, 1.06 * max(row["step_ms"] for row in rows))
+        requests = f"{run['requests']} requests of {run['prompt_tokens']} tokens"
+        title(axes, name.replace("random, 8 layers of 512", "random, 8 × 512"), requests)
     panels[0].set_ylabel("CPU ms of a decode step, per rank")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=len(names), fontsize=8.5)
