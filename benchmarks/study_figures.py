@@ -117,7 +117,7 @@ def conflicts(study: dict) -> Any:
         axes.set_xticks(windows, [f"{w:g}" for w in windows])
         axes.minorticks_off()
         title(axes, name, note)
-    places[0].set(ylabel="% of evicted pages asked for again", ylim=(0, 80))
+    places[0].set(ylabel="% of evicted pages asked for again", ylim=(0, 90))
     places[0].legend(fontsize=8, loc="upper left")
     figure.tight_layout()
     return figure

@@ -70,7 +70,7 @@ def lookup(study: dict) -> list[str]:
     rows = []
     for name, run in study["lookup"]["result"]["runs"].items():
         for r in run["rows"]:
-            messages = f"{r['messages_cpu_ms']:.1f}, {r['wire_ms']:.1f}" if run["ranks"] > 1 else "–"
+            messages = f"{r['messages_cpu_ms']:.1f}" if run["ranks"] > 1 else "–"
             rows.append(line(
                 name, f"{r['fan_out']:g}", f"{r['pages_read']:.0f}", f"{r['step_ms']:.1f}", f"{r['score_ms']:.1f}",
                 f"{r['choose_ms']:.1f}", f"{r['read_ms']:.1f}", messages,
