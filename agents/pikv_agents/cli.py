@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "coverage": ("pikv_agents.commands.coverage:Coverage", "attention mass that each router's read set captures"),
     "headroom": ("pikv_agents.commands.headroom:Headroom", "what there is to gain, before any learning"),
     "fit-reuse": ("pikv_agents.commands.fit_reuse:FitReuse", "fit the learned order of cached blocks, `lrb`"),
+    "oracle": ("pikv_agents.commands.oracle:Oracle", "bounds on what clairvoyant decisions could reach"),
     "train": ("pikv_agents.commands.train:Train", "learn a policy on recorded traces"),
     "evaluate": ("pikv_agents.commands.evaluate:Evaluate", "policies and their rivals on held-out workloads"),
     "export": ("pikv_agents.commands.export:Export", "a training run as a policy bundle"),

@@ -1,6 +1,7 @@
 """The clairvoyant bound: what the best decisions on a fixed timeline would cost, bracketed (docs/oracle.md)."""
 
 from pikv_env.oracle.bracket import Bracket, Effort, bracket, solve
+from pikv_env.oracle.free import free_bound
 from pikv_env.oracle.timeline import Timeline, played_timeline, reference_timeline
 
-__all__ = ["Bracket", "Effort", "Timeline", "bracket", "played_timeline", "reference_timeline", "solve"]
+__all__ = ["Bracket", "Effort", "Timeline", "bracket", "free_bound", "played_timeline", "reference_timeline", "solve"]
