@@ -17,6 +17,7 @@ from pikv_agents.tracking.metrics import write_json
 LAPTOP = Setting("cpu-gloo", "embedded", token_scale=1, ranks=1, slots=16)
 H100 = Setting("h100-nvlink8", "qwen3-30b-a3b", token_scale=8, ranks=2, slots=48)
 FAMILIES = ("facts-poisson", "code-bursty")
+COMMAND = "python benchmarks/oracle.py --out benchmarks/oracle.json"
 PRESSURES = (0.5, 1.0, 2.0, 4.0)
 
 
@@ -34,7 +35,11 @@ def main() -> None:
     for family in FAMILIES:
         for setting in (LAPTOP, H100):
             rows += study(setting, [family], PRESSURES, given.horizon_s, note=_say)
-            found: dict[str, Any] = {"rows": rows, "seconds": time.perf_counter() - began, "meta": origin()}
+            found: dict[str, Any] = {
+                "rows": rows,
+                "seconds": time.perf_counter() - began,
+                "meta": origin() | {"command": COMMAND},
+            }
             write_json(given.out, found)  # after every family: a run that is cut short has what it found
 
 
