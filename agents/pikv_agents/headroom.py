@@ -34,6 +34,11 @@ HEURISTICS = (
     "lru",
     "h2o",
     "streaming_llm",
+    "lazy/h2o+two_queue",
+    "lazy/h2o+s3fifo",
+    "lazy/h2o+sieve",
+    "lazy/h2o+arc",
+    "lazy/h2o+tlru",
 )
 QUICK_HEURISTICS = ("lazy/h2o", "pressure_proportional/lru", "load_proportional/h2o", "h2o")
 
@@ -166,6 +171,7 @@ def _row(
         "policies": {name: mean_score(rows) for name, rows in scores.items()},
         "headroom": (tuned_J - float(np.mean(feasible))) / tuned_J,
         "best_heuristic": heuristic,
+        "heuristics": {spec: float(np.mean(_js(played[spec]))) for spec in config.heuristics},
         "static_tuned": tuned,
         "feasible": feasible,
     }
