@@ -101,7 +101,11 @@ def main() -> None:
     old = json.loads(given.json.read_text())["rows"] if given.json.exists() else []
     for family in given.families:
         old = [row for row in old if row["family"] != family] + measure(suite, family, given.seeds)
-        meta = origin() | {"command": "python benchmarks/block_rules.py", "seeds": given.seeds, "neutral": NEUTRAL}
+        meta = origin() | {
+            "command": f"python benchmarks/block_rules.py --horizon-s {given.horizon_s:g}",
+            "seeds": given.seeds,
+            "neutral": NEUTRAL,
+        }
         old.sort(key=lambda row: (row["family"], row["pressure"]))
         write_json(given.json, {"rows": old, "meta": meta | {"horizon_s": given.horizon_s}})
 

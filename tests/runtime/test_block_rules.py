@@ -144,7 +144,7 @@ def test_tlru_gives_up_what_the_budget_would_recompute_anyway():
     assert {1000 + p for p in range(7)} <= kept and not {1007, 1008} & kept, "then plain LRU, deepest first"
 
 
-@pytest.mark.parametrize("rule", sorted(set(BLOCK_RULES.names()) - {"lrb"}))
+@pytest.mark.parametrize("rule", BLOCK_RULES.names())
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_integrity_holds_with_blocks_in_use_ranks_and_a_host(rule, ranks):
     s = make(slots=3, requests=COUNT, blocks=28, pages=WIDE, ranks=ranks, host_bytes=1, block_rule=rule)
