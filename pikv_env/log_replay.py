@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from pikv_env.outcomes import ledger_outcome, logged_outcome, reference_of
 from pikv_runtime import ledger as L
+from pikv_runtime.block_rules import Orders, make_block_rule
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.contract import Control, Telemetry, clip_control
 from pikv_runtime.ledger.drive import Bank, next_event_s, put_into_force, run_interval, stage
+from pikv_runtime.ledger.rule_room import with_orders
 from pikv_runtime.ledger.setup import Shape
 from pikv_runtime.ledger.state import Ledger, Tally
 from pikv_runtime.policy import load_policy
@@ -65,9 +67,9 @@ def ledger_of(log: ServingLog) -> Ledger:
         s.cap_bytes[0], s.host_cap[0] = int(header["cap_bytes"]), int(header["host_bytes"])
         s.observe_salt[0] = int(header["observe_salt"])
         s.num_requests[0] = s.unfinished[0] = count
+        return with_orders(s, 0, Orders(make_block_rule(str(header["block_rule"]))))
     except (KeyError, TypeError, ValueError) as error:
         raise LogError(f"no ledger can be built from this log: {error}") from None
-    return s
 
 
 def _tuples(shape: dict[str, Any]) -> dict[str, Any]:

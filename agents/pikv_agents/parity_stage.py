@@ -57,7 +57,7 @@ def pool_of(
     horizon_s *= slower
     runtime = RuntimeConfig(
         codec="bf16", read="sparse", router="centroid", slots=16, blocks=4096, observe_tokens=library.observe_tokens,
-        audit_share=0.5, interval_s=0.5 * slower,
+        observe=given.observe, audit_share=0.5, interval_s=0.5 * slower,
     )  # fmt: skip
     config = EnvConfig(
         families=(given.family,), horizon_s=horizon_s, load=(given.load, given.load), workloads=1, ranks=ranks,

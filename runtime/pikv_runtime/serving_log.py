@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pikv_runtime.block_rules import orders_of
 from pikv_runtime.contract import CONTRACT_HASH, Control, Telemetry
 from pikv_runtime.ledger.state import Ledger
 from pikv_runtime.models.segments import ForwardResult
@@ -208,6 +209,7 @@ def _header(engine: Engine) -> dict[str, Any]:
         "contract": CONTRACT_HASH,
         "compared": list(COMPARED),
         "clock": engine.clock,
+        "block_rule": orders_of(engine.policy, engine.config.block_rule).block.name,
         "ranks": int(s.ranks),
         "pages": int(s.page_block.shape[2]),
         "config": config,

@@ -11,7 +11,6 @@ import pytest
 from pikv_env.log_replay import LogReplay, model_log, replay_log
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.engine import Engine
-from pikv_runtime.ledger import Tally
 from pikv_runtime.models import load_model
 from pikv_runtime.policy import load_policy
 from pikv_runtime.requests import Request, RequestList, chain_hashes
@@ -82,11 +81,10 @@ def test_a_run_on_the_wall_clock_is_decided_again_alike(policy: str, ranks: int,
         assert found.logged["evicted_pages"] > 0 and found.logged["encoded_pages"] > 0 and found.logged["loss"] > 0
 
 
-def test_a_host_tier_and_late_controls_are_replayed() -> None:
-    tight = replace(CONFIG, cap_bytes=16 * 4 * 8192, host_bytes=64 * 4 * 8192, control_latency_s=0.05)
+def test_the_block_rule_of_the_run_is_replayed() -> None:
+    tight = replace(CONFIG, cap_bytes=16 * 4 * 8192, block_rule="sieve")
     log = served("lazy/lru", "wall", 1, tight)
-    assert replayed(log).identical
-    assert log.arrays["final_tally"][Tally.HOST_OUT_BLOCKS] > 0
+    assert log.header["block_rule"] == "sieve" and replayed(log).identical
 
 
 def test_the_file_is_small(tmp_path) -> None:

@@ -61,6 +61,8 @@ class Parity(Command):
     many requests fit into the time."""
     observe_tokens: int = 8
     """Where contents are recorded here: attention is recorded, and observed, once in so many decode steps."""
+    observe: Literal["drawn", "first"] = "drawn"
+    """Which step of so many is observed; on `first` the trace replays attention of that very step."""
     pressure: float = 0.2
     """Working set over cap; short requests have small working sets."""
     horizon_s: float = 10.0
