@@ -58,7 +58,7 @@ def test_the_future_is_not_told() -> None:
 
 
 def test_output_lengths_are_not_told_before_the_end() -> None:
-    runtime = RuntimeConfig(**RUNTIME, interval_s=0.1)
+    runtime = RuntimeConfig(**RUNTIME, interval_s=0.05)
 
     def shorter(s: Ledger, lane: int) -> None:
         s.req_output[lane] = np.where(s.req_output[lane] > 20, s.req_output[lane] * 2 // 3, s.req_output[lane])
