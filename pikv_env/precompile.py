@@ -1,6 +1,6 @@
 """`python -m pikv_env.precompile`: compile the ledger ahead of its first use; numba keeps the result on disk.
 
-The first episode on a machine pays about a minute of one core for it. A process of its own can pay it while
+The first episode on a machine pays about two minutes of one core for it. A process of its own can pay it while
 another one does something else.
 """
 

@@ -123,7 +123,7 @@ class Quickstart:
         c = self.config
         with self._stage("record", "Serve with the embedded MoE and record its attention") as note:
             compiling = start_precompile()
-            note("the ledger is being compiled beside it (once on a machine, about a minute)")
+            note("the ledger is being compiled beside it (once on a machine, about two minutes)")
             model, _ = load_model("embedded")
             with tqdm(total=c.contents * len(c.kinds), desc="  serving", unit="request", leave=False) as bar:
                 library = record_kinds(
