@@ -7,9 +7,7 @@ decision is broadcast, in wall-clock mode with the time each iteration took.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +17,10 @@ from numpy.typing import NDArray
 from pikv_runtime import ledger as L
 from pikv_runtime.block_rules import Orders, orders_of
 from pikv_runtime.config import RuntimeConfig
-from pikv_runtime.contract import Control, Telemetry, clip_control
-from pikv_runtime.ledger.drive import Bank, next_event_s, put_into_force, reference_run, replay_signals, stage
+from pikv_runtime.contract import Control, Telemetry
+from pikv_runtime.control_loop import ControlLoop
+from pikv_runtime.episode import begin
+from pikv_runtime.ledger.drive import Bank, next_event_s, put_into_force, replay_signals
 from pikv_runtime.ledger.rule_room import with_orders
 from pikv_runtime.ledger.state import NO_CAP, Status
 from pikv_runtime.models.segments import CacheView, ForwardResult, Segment
@@ -28,32 +28,13 @@ from pikv_runtime.objective import LAMBDA1, LAMBDA2, Reference, Score, score
 from pikv_runtime.policy.base import Policy, PolicyLike
 from pikv_runtime.policy.loading import as_policy
 from pikv_runtime.profiles import load_profile
-from pikv_runtime.requests import Request, Workload, distinct_blocks
+from pikv_runtime.requests import Request, Workload
+from pikv_runtime.served import Served, Timers, served, with_status
 from pikv_runtime.serving_log import ServingRecorder
+from pikv_runtime.transcripts import Transcripts
 from pikv_runtime.transport import LocalTransport, Transport
 
-
-@dataclass(frozen=True)
-class Served:
-    """A finished request: what came out, and how fast."""
-
-    request: Request
-    output_ids: NDArray[np.int32]
-    ttft_s: float
-    tpot_s: float
-    hit_tokens: int
-    preempted: int
-
-
-@dataclass
-class Timers:
-    """Wall seconds that the engine spent, by part."""
-
-    forward_s: float = 0.0
-    tensors_s: float = 0.0
-    ledger_s: float = 0.0
-    decision_s: float = 0.0
-    decisions: int = 0
+__all__ = ["Engine", "Served", "Timers"]
 
 
 class Engine:
@@ -139,36 +120,18 @@ class Engine:
         """
         from pikv_runtime.models.runner import ModelRunner, geometry_of_model
 
-        requests = workload.requests
-        if self.signals is None and any(r.prompt_ids is None for r in requests):
+        if self.signals is None and any(r.prompt_ids is None for r in workload.requests):
             raise ValueError("a live run needs prompt_ids in every request")
-        pages = max(pages, L.pages_needed(requests, self.config.page_tokens))
-        if self.signals is not None:
-            pages = max(pages, self.signals.tags.shape[2])
-        shape = geometry_of_model(self.model).shape(self.config.page_tokens)
-        build = partial(
-            L.build, shape=shape, classes=workload.classes, requests=len(requests), pages=pages,
-            ranks=self.transport.world,
+        self.ledger, self.reference = begin(
+            workload, self.config, geometry_of_model(self.model), self._orders, self.prices, self.lambdas,
+            ranks=self.transport.world, signals=self.signals, reference=reference, pages=pages,
         )  # fmt: skip
-        # Without a cap, slots must not be one: neither in U nor here.
-        uncapped = replace(self.config, blocks=distinct_blocks(requests) + self.config.slots * pages + 1)
-        self.ledger = build(uncapped if self.config.cap_bytes is None else self.config, events=True)
-        scratch = build(uncapped)
-        self.ledger.prices[0], self.ledger.lambdas[0] = self.prices, self.lambdas
-        seed = int(getattr(workload, "seed", 0))
-        L.load_requests(self.ledger, 0, requests, audit_seed=seed, audit_share=self.config.audit_share)
-        self.ledger = with_orders(self.ledger, 0, self._orders)
-        bank = self.signals or Bank.empty(shape.layers, pages)
-        self.reference = reference or reference_run(self.ledger, 0, bank, scratch, most_busy=1.0)
         self.observations = L.observations(self.ledger, 0)
         self.runner = ModelRunner(self.model, self.config, self.transport, blocks=self.ledger.block_hash.shape[1])
-        self.requests, self.outputs = requests, [list[int]() for _ in requests]
-        self.timers, self.control_log = Timers(), list[bytes]()
-        groups = self.ledger.control_groups.shape[1]
-        self._telemetry, self._control = Telemetry.zeros(groups), Control.neutral(groups)
+        self.transcripts, self.timers = Transcripts(workload.requests), Timers()
+        self.control_loop = ControlLoop(self.ledger.control_groups.shape[1], self.transport, self.timers)
         self._tenants: dict[int, tuple[int, int]] = {}
         self._reported: set[int] = set()
-        self._between_s = 0.0
 
     # ------------------------------------------------------------------ serving
 
@@ -208,33 +171,19 @@ class Engine:
 
     def decide(self) -> Control:
         """Ask the policy (on rank 0), broadcast its control and put it into force, after the control latency."""
-        started = time.perf_counter()
-        if 0 in self.transport.local_ranks:
-            self.policy.decide(self._telemetry, self._control)
-            clip_control(self._control)
-        self.timers.decision_s += time.perf_counter() - started
-        self.timers.decisions += 1
-        self._between_s += time.perf_counter() - started
-        self.enforce(self._control)
-        return self._control
+        control = self.control_loop.decide(self.policy)
+        self.enforce(control)
+        return control
 
     def enforce(self, control: Control) -> None:
         """Put rank 0's `control` into force on every rank, after the control latency."""
-        started = time.perf_counter()
-        for array in (control.groups, control.globals):
-            self.transport.broadcast(torch.from_numpy(array))
-        self.control_log.append(control.groups.tobytes() + control.globals.tobytes())
+        self.control_loop.enforce(self.ledger, control)
         if self.recorder is not None:
-            self.recorder.decided(self._telemetry, control)
-        stage(self.ledger, 0, control.groups, control.globals)
-        self._between_s += time.perf_counter() - started
+            self.recorder.decided(self.telemetry(), control)
 
     def measure(self) -> Telemetry:
         """Write the telemetry of the interval just ended."""
-        started = time.perf_counter()
-        L.write_telemetry(self.ledger, 0, self._telemetry.groups, self._telemetry.globals)
-        self._between_s += time.perf_counter() - started
-        return self._telemetry
+        return self.control_loop.measure(self.ledger)
 
     def close(self) -> None:
         """End the episode: charge whoever is unserved, free the tensors of whoever is done."""
@@ -291,44 +240,15 @@ class Engine:
         if self.clock == "model":
             return float(L.price(self.ledger, 0))
         # Between two iterations lie telemetry, decision and control: the next one pays for them.
-        elapsed = torch.tensor([time.perf_counter() - started + self._between_s], dtype=torch.float64)
-        self.ledger.pending_s[0] = self._between_s = 0.0
+        elapsed = torch.tensor([time.perf_counter() - started + self.control_loop.unpaid_s], dtype=torch.float64)
+        self.ledger.pending_s[0] = self.control_loop.unpaid_s = 0.0
         return float(self.transport.broadcast(elapsed)[0])
 
     def _append(self, q: int, token: int) -> None:
-        request, output = self.requests[q], self.outputs[q]
-        if self.ledger.req_audited[0, q] and request.exact_ids is not None and len(output) < len(request.exact_ids):
-            token = int(request.exact_ids[len(output)])  # audits follow the exact continuation
-        output.append(token)
+        self.transcripts.append(q, token, bool(self.ledger.req_audited[0, q]))
 
     def _segments(self) -> list[Segment]:
-        s = self.ledger
-        segments = []
-        for r in np.flatnonzero(s.slot_plan[0] > 0).tolist():
-            q, start, count = int(s.slot_request[0, r]), int(s.slot_tokens[0, r]), int(s.slot_plan[0, r])
-            decode = bool(s.slot_tokens[0, r] >= s.slot_target[0, r])
-            segments.append(
-                Segment(
-                    slot=r,
-                    owner=int(s.slot_owner[0, r]),
-                    start=start,
-                    token_ids=self._tokens(q, start, count),
-                    decode=decode,
-                    observe=decode and L.due(s, 0, r) >= 0,
-                    audited=bool(s.req_audited[0, q]),
-                )
-            )
-        return segments
-
-    def _tokens(self, q: int, start: int, count: int) -> NDArray[np.int32]:
-        """Tokens [start, start + count) of request `q`: prompt, then what it has generated."""
-        request = self.requests[q]
-        if request.prompt_ids is None:
-            return np.zeros(count, np.int32)
-        prompt = request.prompt_ids[start : start + count]
-        begin = max(0, start - request.prompt_tokens)
-        generated = self.outputs[q][begin : begin + count - len(prompt)]
-        return np.concatenate([prompt, np.array(generated, np.int32)]).astype(np.int32)
+        return self.transcripts.segments(self.ledger)
 
     def _apply_events(self) -> None:
         count = int(self.ledger.event_count[0])
@@ -348,33 +268,34 @@ class Engine:
 
     # ------------------------------------------------------------------ results
 
+    @property
+    def requests(self) -> Sequence[Request]:
+        """Requests of the workload being served, by number."""
+        return self.transcripts.requests
+
+    @property
+    def outputs(self) -> list[list[int]]:
+        """Tokens that each request has generated so far."""
+        return self.transcripts.outputs
+
+    @property
+    def control_log(self) -> list[bytes]:
+        """Bytes of every control enforced so far."""
+        return self.control_loop.log
+
     def _finished(self) -> Iterator[Served]:
-        s = self.ledger
-        for q in np.flatnonzero(s.req_status[0, : len(self.requests)] == Status.DONE).tolist():
+        for q in with_status(self.ledger, Status.DONE):
             if q not in self._reported:
                 self._reported.add(q)
-                yield self._served(q)
-
-    def _served(self, q: int) -> Served:
-        s, request = self.ledger, self.requests[q]
-        first, finish = float(s.req_first_s[0, q]), float(s.req_finish_s[0, q])
-        return Served(
-            request,
-            np.array(self.outputs[q], np.int32),
-            ttft_s=first - request.arrival_s,
-            tpot_s=(finish - first) / max(1, request.output_tokens - 1),
-            hit_tokens=int(s.req_hit_tokens[0, q]),
-            preempted=int(s.req_preempted[0, q]),
-        )
+                yield served(self.ledger, q, self.requests[q], self.outputs[q])
 
     def refused(self) -> list[Request]:
         """Requests that could never fit under the cap, turned away when they arrived."""
-        status = self.ledger.req_status[0, : len(self.requests)]
-        return [self.requests[q] for q in np.flatnonzero(status == Status.REFUSED).tolist()]
+        return [self.requests[q] for q in with_status(self.ledger, Status.REFUSED)]
 
     def telemetry(self) -> Telemetry:
         """Telemetry of the last interval."""
-        return self._telemetry
+        return self.control_loop.telemetry
 
     def score(self) -> Score:
         """J of the episode so far, final after `run`. Memory is taken relative to the cap (or to U's peak)."""

@@ -59,9 +59,10 @@ class Headstrong(Engine):
     """An engine that lets its own policy decide on every rank: only the broadcast keeps ranks together."""
 
     def decide(self) -> Control:
-        self.policy.decide(self._telemetry, self._control)
-        self.enforce(self._control)
-        return self._control
+        control = self.control_loop.control
+        self.policy.decide(self.telemetry(), control)
+        self.enforce(control)
+        return control
 
 
 def serve(transport, config, policy, clock="model", kind=Engine) -> dict[str, np.ndarray]:
