@@ -92,7 +92,7 @@ class TLRU(BlockRule):
 
 @dataclass(frozen=True)
 class LRB(BlockRule):
-    """Relaxed Belady, learned (`ledger/rule_scores.py`, `ledger/reuse.py`); `pikv rivals fit-reuse` fits it."""
+    """Relaxed Belady, learned (`ledger/rule_scores.py`, `ledger/reuse.py`); `pikv fit-reuse` fits it."""
 
     weights: str = ""
     """A safetensors file with the network; empty: the one that comes with the package."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pikv_runtime.ledger.index import fetch_key, find, insert, remove
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pages import free
-from pikv_runtime.ledger.queues import unlink
-from pikv_runtime.ledger.state import Ledger, RuleCode
+from pikv_runtime.ledger.queues import queued, unlink
+from pikv_runtime.ledger.state import Ledger
 
 AHEAD = 16  # keys that are asked of memory before they are looked up
 
@@ -98,7 +98,7 @@ def drop_block(s: Ledger, i: int, block: int) -> None:
     unindex(s, i, block)
     if s.block_cached[i, block] == 1:
         from_cache(s, i, block)
-    if RuleCode.FIFO <= s.block_rule[i] <= RuleCode.ARC:
+    if queued(s, i):
         unlink(s, i, block)
     for layer in range(s.layers):
         if s.block_codec[i, block, layer] >= 0:

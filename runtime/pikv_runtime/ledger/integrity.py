@@ -6,8 +6,7 @@ import numpy as np
 
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.pricing import count_reads
-from pikv_runtime.ledger.queues import GHOSTS, LISTS, OTHER_GHOSTS, find_ghost
-from pikv_runtime.ledger.rules import queued
+from pikv_runtime.ledger.queues import GHOSTS, LISTS, OTHER_GHOSTS, find_ghost, queued
 from pikv_runtime.ledger.state import I8, IN_HOST, ON_DEVICE, Ledger
 from pikv_runtime.ledger.sums import GroupSum, recount_groups
 

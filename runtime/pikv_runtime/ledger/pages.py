@@ -63,6 +63,15 @@ def copy_fact(s: Ledger, i: int, r: int, p: int, block: int, layer: int) -> None
 
 
 @jit
+def on_rank(s: Ledger, i: int, block: int, rank: int) -> bool:
+    """Whether some layer's page of the block lies on `rank`."""
+    for layer in range(s.layers):
+        if s.block_rank[i, block, layer] == rank:
+            return True
+    return False
+
+
+@jit
 def write_fact(s: Ledger, i: int, r: int, p: int, block: int, layer: int) -> None:
     """Copy a page's facts and count nothing."""
     codec = s.block_codec[i, block, layer]

@@ -9,10 +9,17 @@ no lane has such a rule (`rule_room.py`).
 from __future__ import annotations
 
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.state import Ledger
+from pikv_runtime.ledger.pages import on_rank
+from pikv_runtime.ledger.state import Ledger, RuleCode
 
 NOWHERE, FIRST, SECOND, GHOSTS, OTHER_GHOSTS, SPARE = range(6)  # lists; SPARE holds the ghosts that are free
 LISTS = 6
+
+
+@jit
+def queued(s: Ledger, i: int) -> bool:
+    """Whether the lane's rule keeps queues."""
+    return s.block_rule[i] >= RuleCode.FIFO and s.block_rule[i] <= RuleCode.ARC
 
 
 @jit
@@ -89,12 +96,7 @@ def ahead(s: Ledger, i: int, node: int) -> int:
 @jit
 def may_go(s: Ledger, i: int, block: int, rank: int) -> bool:
     """Whether the block is cached (nobody uses it) and has bytes on `rank` (-1: on any)."""
-    if s.block_cached[i, block] == 0:
-        return False
-    for layer in range(s.layers):
-        if rank < 0 or s.block_rank[i, block, layer] == rank:
-            return True
-    return False
+    return s.block_cached[i, block] == 1 and (rank < 0 or on_rank(s, i, block, rank))
 
 
 @jit
@@ -104,6 +106,13 @@ def oldest(s: Ledger, i: int, which: int, rank: int) -> int:
     while node >= 0 and not may_go(s, i, node, rank):
         node = ahead(s, i, node)
     return node
+
+
+@jit
+def oldest_of_two(s: Ledger, i: int, first: bool, rank: int) -> int:
+    """The oldest that may go of FIRST, or else of SECOND; the other way round where not `first`. -1: there is none."""
+    block = oldest(s, i, FIRST if first else SECOND, rank)
+    return block if block >= 0 else oldest(s, i, SECOND if first else FIRST, rank)
 
 
 @jit
@@ -163,3 +172,12 @@ def trim_ghosts(s: Ledger, i: int, which: int, most: int) -> None:
     """Forget the oldest of a ghost list until `most` are left."""
     while s.queue_size[i, which] > max(most, 0):
         drop_ghost(s, i, tail(s, i, which))
+
+
+@jit
+def join_remembered(s: Ledger, i: int, block: int) -> None:
+    """A block becomes cached for the first time: it joins SECOND if a ghost remembers it, which goes, else FIRST."""
+    ghost = find_ghost(s, i, s.block_hash[i, block])
+    if ghost >= 0:
+        drop_ghost(s, i, ghost)
+    push_head(s, i, SECOND if ghost >= 0 else FIRST, block)

@@ -18,7 +18,7 @@ from pikv_runtime.ledger.queues import (
     add_ghost,
     drop_ghost,
     find_ghost,
-    oldest,
+    oldest_of_two,
     push_head,
     resident,
     to_head,
@@ -59,9 +59,7 @@ def touch_arc(s: Ledger, i: int, block: int) -> None:
 @jit
 def choose_arc(s: Ledger, i: int, rank: int) -> int:
     """The block to give up."""
-    first = s.queue_size[i, FIRST] > s.queue_target[i]
-    block = oldest(s, i, FIRST if first else SECOND, rank)
-    return block if block >= 0 else oldest(s, i, SECOND if first else FIRST, rank)
+    return oldest_of_two(s, i, s.queue_size[i, FIRST] > s.queue_target[i], rank)
 
 
 @jit

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pikv_runtime.block_rules import CLAIRVOYANT, Orders
 from pikv_runtime.ledger.jit import HAVE_NUMBA
+from pikv_runtime.ledger.queues import LISTS
 from pikv_runtime.ledger.record import record
 from pikv_runtime.ledger.reuse import WEIGHTS
 from pikv_runtime.ledger.rules import begin_rule
@@ -38,14 +39,14 @@ def rule_arrays(lanes: int) -> dict[str, NDArray[Any]]:
 
 def _optional(n: int, blocks: int, requests: int, pages: tuple[int, int, int, int]) -> dict[str, Sizes]:
     """Types and shapes of the arrays without size, by what needs them; `pages` are those of `page_live`."""
-    nodes = 2 * blocks + 6 if blocks else 0
+    nodes = 2 * blocks + LISTS if blocks else 0
     buckets = 1 << max(4, (2 * blocks - 1).bit_length()) if blocks else 0
     _, slots, _, width = pages
     return {
         "queues": {
             **{f"queue_{name}": (np.int32, (n, nodes)) for name in ("next", "prev")},
             **{f"queue_{name}": (np.int8, (n, nodes)) for name in ("of", "seen")},
-            "queue_size": (np.int32, (n, 6 if blocks else 0)),
+            "queue_size": (np.int32, (n, LISTS if blocks else 0)),
             "ghost_key": (np.int64, (n, blocks)),
             "ghost_chain": (np.int32, (n, blocks)),
             "ghost_bucket": (np.int32, (n, buckets)),

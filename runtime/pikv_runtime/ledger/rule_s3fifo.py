@@ -15,10 +15,7 @@ from pikv_runtime.ledger.queues import (
     SECOND,
     add_ghost,
     ahead,
-    drop_ghost,
-    find_ghost,
     may_go,
-    push_head,
     resident,
     tail,
     to_head,
@@ -28,15 +25,6 @@ from pikv_runtime.ledger.state import Ledger
 
 SMALL = 0.1  # share of the cache that S should hold
 MOST_SEEN = 3
-
-
-@jit
-def join_s3fifo(s: Ledger, i: int, block: int) -> None:
-    """A block becomes cached for the first time."""
-    ghost = find_ghost(s, i, s.block_hash[i, block])
-    if ghost >= 0:
-        drop_ghost(s, i, ghost)
-    push_head(s, i, SECOND if ghost >= 0 else FIRST, block)
 
 
 @jit

@@ -14,10 +14,7 @@ from pikv_runtime.ledger.queues import (
     GHOSTS,
     SECOND,
     add_ghost,
-    drop_ghost,
-    find_ghost,
-    oldest,
-    push_head,
+    oldest_of_two,
     resident,
     to_head,
     unlink,
@@ -26,15 +23,6 @@ from pikv_runtime.ledger.state import Ledger
 
 K_IN = 0.25  # the paper's recommendation: a quarter of the cache
 K_OUT = 0.5  # and ghosts for half of it
-
-
-@jit
-def join_two_queue(s: Ledger, i: int, block: int) -> None:
-    """A block becomes cached for the first time."""
-    ghost = find_ghost(s, i, s.block_hash[i, block])
-    if ghost >= 0:
-        drop_ghost(s, i, ghost)
-    push_head(s, i, SECOND if ghost >= 0 else FIRST, block)
 
 
 @jit
@@ -47,9 +35,7 @@ def touch_two_queue(s: Ledger, i: int, block: int) -> None:
 @jit
 def choose_two_queue(s: Ledger, i: int, rank: int) -> int:
     """The block to give up."""
-    first = s.queue_size[i, FIRST] > K_IN * resident(s, i)
-    block = oldest(s, i, FIRST if first else SECOND, rank)
-    return block if block >= 0 else oldest(s, i, SECOND if first else FIRST, rank)
+    return oldest_of_two(s, i, s.queue_size[i, FIRST] > K_IN * resident(s, i), rank)
 
 
 @jit

@@ -11,19 +11,13 @@ import numpy as np
 
 from pikv_runtime.ledger.heap import heapify, pop
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.queues import FIRST, clear_queues, oldest, push_head, unlink
+from pikv_runtime.ledger.queues import FIRST, clear_queues, join_remembered, oldest, push_head, queued, unlink
 from pikv_runtime.ledger.rule_arc import choose_arc, join_arc, remember_arc, touch_arc
-from pikv_runtime.ledger.rule_s3fifo import MOST_SEEN, choose_s3fifo, join_s3fifo, remember_s3fifo
+from pikv_runtime.ledger.rule_s3fifo import MOST_SEEN, choose_s3fifo, remember_s3fifo
 from pikv_runtime.ledger.rule_scores import belady_key, lrb_key, tlru_key
 from pikv_runtime.ledger.rule_sieve import choose_sieve
-from pikv_runtime.ledger.rule_two_queue import choose_two_queue, join_two_queue, remember_two_queue, touch_two_queue
+from pikv_runtime.ledger.rule_two_queue import choose_two_queue, remember_two_queue, touch_two_queue
 from pikv_runtime.ledger.state import Ledger, Past, RuleCode
-
-
-@jit
-def queued(s: Ledger, i: int) -> bool:
-    """Whether the lane's rule keeps queues."""
-    return s.block_rule[i] >= RuleCode.FIFO and s.block_rule[i] <= RuleCode.ARC
 
 
 @jit
@@ -74,10 +68,8 @@ def rule_cached(s: Ledger, i: int, block: int) -> None:
     if s.queue_of[i, block] != 0:
         return
     rule = s.block_rule[i]
-    if rule == RuleCode.TWO_QUEUE:
-        join_two_queue(s, i, block)
-    elif rule == RuleCode.S3FIFO:
-        join_s3fifo(s, i, block)
+    if rule == RuleCode.TWO_QUEUE or rule == RuleCode.S3FIFO:
+        join_remembered(s, i, block)
     elif rule == RuleCode.ARC:
         join_arc(s, i, block)
     else:

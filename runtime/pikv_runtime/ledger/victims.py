@@ -14,9 +14,10 @@ from pikv_runtime.ledger.blocks import drop_block, to_cache
 from pikv_runtime.ledger.heap import heapify_keys, pop_key, push_key
 from pikv_runtime.ledger.host import drop_oldest, to_host
 from pikv_runtime.ledger.jit import jit
+from pikv_runtime.ledger.pages import on_rank
+from pikv_runtime.ledger.queues import queued
 from pikv_runtime.ledger.rules import (
     order_intervals,
-    queued,
     rule_cached,
     rule_choice,
     rule_evicts,
@@ -147,14 +148,6 @@ def _evict(s: Ledger, i: int, block: int) -> None:
 
 
 @jit
-def _on_rank(s: Ledger, i: int, block: int, rank: int) -> bool:
-    for layer in range(s.layers):
-        if s.block_rank[i, block, layer] == rank:
-            return True
-    return False
-
-
-@jit
 def evict_cached_on(s: Ledger, i: int, rank: int) -> bool:
     """Evict the cached block of lowest utility that has bytes on `rank`. False if there is none."""
     if s.cached_bytes[i, rank] == 0:
@@ -165,7 +158,7 @@ def evict_cached_on(s: Ledger, i: int, rank: int) -> bool:
         block = _next_victim(s, i)
         if block < 0:
             refresh_victims(s, i)
-        elif _on_rank(s, i, block, rank):
+        elif on_rank(s, i, block, rank):
             _evict(s, i, block)
             return True
 
