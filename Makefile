@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv quickstart test test-full lint gpu-check clean
+.PHONY: help venv compiled quickstart test test-full lint gpu-check clean
 
 help:
 	@echo "make quickstart  install, serve, record, train, evaluate, deploy; writes runs/quickstart/report.html"
@@ -27,12 +27,16 @@ venv: $(STAMP)
 quickstart: venv
 	$(BIN)/pikv quickstart --out runs/quickstart
 
+# The ledger takes minutes to compile on a cold machine: once, before two test workers both need it.
+compiled: venv
+	$(BIN)/python -m pikv_env.precompile
+
 # The Triton interpreter must be switched on before triton is first imported, so its tests are a run of their own.
-test: venv lint
+test: venv lint compiled
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels -m "not slow and not gpu"
 	$(BIN)/pytest tests --ignore=tests/kernels -m "not slow and not gpu" -n 2 --dist loadfile
 
-test-full: venv lint
+test-full: venv lint compiled
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels -m "not gpu"
 	$(BIN)/pytest tests --ignore=tests/kernels -m "not gpu" -n 2 --dist loadfile
 
