@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pikv_agents.headroom import CAPPED
+from pikv_agents.headroom_config import CAPPED
 from pikv_agents.report.verdict import counted_families
 from pikv_agents.rollout import Episode, Outcome, Suite, mean_costs, reaching
 from pikv_agents.seen import Seen, check_split

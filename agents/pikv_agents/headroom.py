@@ -1,76 +1,29 @@
-"""What there is to gain, before any learning: fixed settings, heuristics and a feasible clairvoyant schedule.
+"""What there is to gain, before any learning: fixed settings, heuristics and feasible clairvoyant schedules.
 
-headroom = (J_static-tuned − J_feasible) / J_static-tuned, where static-tuned is the best setting of the grid in
-hindsight per workload, and J_feasible the least J of anything that was really played on that workload.
+headroom = (J_static-tuned − J_feasible) / J_static-tuned, where static-tuned is the best constant setting in hindsight
+per workload (a grid, then a search around its best: `hindsight`), and J_feasible the least J of anything that was
+really played on that workload, orders that know the future included (`foresight`, `greedy`).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from pikv_agents.greedy import Lookahead, greedy_score
+from pikv_agents.foresight import foresight
+from pikv_agents.greedy import greedy_score
+from pikv_agents.headroom_config import CAPPED, HeadroomConfig
+from pikv_agents.hindsight import AXES, Tuned, tune
 from pikv_agents.rivals import SEARCHES, Found, Trials
-from pikv_agents.rollout import Episode, Outcome, Suite, reaching
-from pikv_agents.static_grid import QUICK_GRID, STATIC_GRID, best_static
-from pikv_env.suites import PRESSURES
+from pikv_agents.rollout import Episode, Outcome, Suite, mean_costs, reaching
+from pikv_agents.row_file import RowFile
+from pikv_agents.static_grid import Table, best_single, best_static
 from pikv_env.workloads.families import FAMILIES
+from pikv_runtime.controllers import is_spec
 from pikv_runtime.objective import Score
-
-CAPPED = "capped_exact/lru"
-HEURISTICS = (
-    "lazy/lru",
-    "lazy/h2o",
-    "lazy/streaming_llm",
-    "pressure_proportional/lru",
-    "pressure_proportional/h2o",
-    "pressure_proportional/streaming_llm",
-    "load_proportional/h2o",
-    "load_proportional:fan_out=0.2/h2o",
-    "lru",
-    "h2o",
-    "streaming_llm",
-    "lazy/h2o+two_queue",
-    "lazy/h2o+s3fifo",
-    "lazy/h2o+sieve",
-    "lazy/h2o+arc",
-    "lazy/h2o+tlru",
-)
-QUICK_HEURISTICS = ("lazy/h2o", "pressure_proportional/lru", "load_proportional/h2o", "h2o")
-
-
-@dataclass(frozen=True)
-class HeadroomConfig:
-    """Size of the study."""
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Workloads of every family."""
-    pressures: tuple[float, ...] = PRESSURES
-    grid: tuple[str, ...] = STATIC_GRID
-    """Static settings."""
-    heuristics: tuple[str, ...] = HEURISTICS
-    lookahead: Lookahead = field(default_factory=Lookahead)
-    candidates: int = 6
-    """Policies that the greedy schedule chooses from: the best in hindsight."""
-    rivals: tuple[str, ...] = ()
-    """Rivals by search, names in `rivals.SEARCHES`: each finds one policy on the training episodes."""
-    budget_intervals: int | None = None
-    """Control intervals that each may play; None: as many as choosing static-global took."""
-    search_seed: int = 0
-    """All that searches draw derives from it."""
-
-    def __post_init__(self) -> None:
-        for name in self.rivals:
-            SEARCHES[name]
-
-    @classmethod
-    def quick(cls, seeds: tuple[int, ...] = (0,), pressures: tuple[float, ...] = (2.0,)) -> HeadroomConfig:
-        """For a first look: with a horizon of 600 s, three families take about a minute of one core."""
-        return cls(seeds, pressures, QUICK_GRID, QUICK_HEURISTICS, Lookahead(20, 50), candidates=4)
 
 
 def headroom(
@@ -79,6 +32,7 @@ def headroom(
     config: HeadroomConfig | None = None,
     training: Sequence[str] | None = None,
     note: Callable[[str], None] = lambda text: None,
+    file: RowFile | None = None,
 ) -> dict[str, Any]:
     """The headroom table.
 
@@ -89,33 +43,60 @@ def headroom(
         training: Families over which static-global is chosen; by default those of `families` that train, or the
             environment's.
         note: Told in words what is being done.
+        file: Keeps rows as they are measured; those in it are not measured again.
 
     Returns:
-        `rows` (see `report.schema.HeadroomRow`; also the heuristic's name, J by workload and the greedy choice's J),
+        `rows` (see `report.schema.HeadroomRow`; also the heuristic's name, J by workload and the levers),
         `static_global`, `grid`, `heuristics`, `grid_intervals`, and of each rival its setting and budget.
     """
     config = config or HeadroomConfig()
     training = list(training or [f for f in families if FAMILIES[f].split == "train"] or suite.config.families)
-    note(f"static settings on {', '.join(training)}")
-    cells = [(f, p) for f in families for p in config.pressures]
-    train_episodes = [Episode(f, s, p) for f in training for p in config.pressures for s in config.seeds]
-    static_global = best_static(suite, config.grid, train_episodes)
-    grid_intervals = intervals(suite, config.grid, train_episodes)
-    searched = search(suite, train_episodes, config, config.budget_intervals or grid_intervals, note)
+    budgeted = not config.rivals or config.budget_intervals is not None
+    chosen = dict(_kept(file, kind="chosen") or {"static_global": config.static_global, "grid_intervals": None})
+    episodes = [Episode(f, s, p) for f in training for p in config.pressures for s in config.seeds]
+    if chosen["static_global"] is None and not (budgeted and set(training) <= set(families)):
+        note(f"static settings on {', '.join(training)}")
+        chosen["static_global"] = best_static(suite, config.grid, episodes)
+        chosen["grid_intervals"] = intervals(suite, config.grid, episodes)
+    budget = config.budget_intervals or chosen["grid_intervals"] or 0
+    searched = _search(suite, episodes, config, budget, note, chosen.get("rivals", {}))
+    chosen["rivals"] = {name: found.to_dict(budget) for name, found in searched.items()}
+    if file is not None and _kept(file, kind="chosen") is None:
+        file.add({"kind": "chosen", **chosen})
     rows = []
-    for family, pressure in cells:
-        note(f"{family} at pressure {pressure:g}")
-        rows.append(_row(suite, family, pressure, config, static_global, searched))
+    for family, pressure in [(f, p) for f in families for p in config.pressures]:
+        row = _kept(file, family=family, pressure=pressure)
+        if row is None:
+            note(f"{family} at pressure {pressure:g}")
+            row = _row(suite, family, pressure, config, chosen["static_global"], searched)
+            if file is not None:
+                file.add(row)
+        rows.append(row)
+    if chosen["static_global"] is None:
+        chosen |= _choose([row for row in rows if row["family"] in training], config.grid)
+    for row in rows:
+        row["policies"]["static_global"] = row["grid"][chosen["static_global"]]
     return {
         "rows": rows,
-        "static_global": static_global,
+        **{name: chosen[name] for name in ("static_global", "grid_intervals", "rivals")},
         "training": training,
         "grid": list(config.grid),
         "heuristics": list(config.heuristics),
         "seeds": list(config.seeds),
-        "grid_intervals": grid_intervals,
-        "rivals": {n: f.to_dict(config.budget_intervals or grid_intervals) for n, f in searched.items()},
+        "rounds": config.rounds,
     }
+
+
+def _choose(rows: Sequence[Mapping[str, Any]], grid: Sequence[str]) -> dict[str, Any]:
+    """Static-global from rows of training families, in which the whole grid was played."""
+    scores = {spec: [J for row in rows for J in row["grid"][spec]["scores"]] for spec in grid}
+    return {"static_global": best_single(scores), "grid_intervals": sum(row["grid_intervals"] for row in rows)}
+
+
+def _kept(file: RowFile | None, **wanted: Any) -> dict[str, Any] | None:
+    """The row of a file that has these values."""
+    rows = file.rows if file is not None else []
+    return next((row for row in rows if all(row.get(k) == v for k, v in wanted.items())), None)
 
 
 def intervals(suite: Suite, specs: Sequence[str], episodes: Sequence[Episode]) -> int:
@@ -124,12 +105,24 @@ def intervals(suite: Suite, specs: Sequence[str], episodes: Sequence[Episode]) -
     return int(sum(o.counters["decisions"] for rows in played.values() for o in rows))
 
 
-def search(
-    suite: Suite, episodes: Sequence[Episode], config: HeadroomConfig, budget: int, note: Callable[[str], None]
+def _search(
+    suite: Suite,
+    episodes: Sequence[Episode],
+    config: HeadroomConfig,
+    budget: int,
+    note: Callable[[str], None],
+    kept: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Found]:
-    """What every rival of `config` finds on training episodes, each within `budget` control intervals."""
+    """What every rival of `config` finds on training episodes, each within `budget` control intervals.
+
+    What an earlier run kept is taken from there, if it is a setting; what was learned is learned again.
+    """
     found = {}
     for name in config.rivals:
+        if name in kept and is_spec(kept[name]["setting"]):
+            told = {key: kept[name][key] for key in ("setting", "intervals", "trials", "score")}
+            found[name] = Found(told["setting"], **told)
+            continue
         rng = np.random.default_rng([config.search_seed, zlib.crc32(name.encode())])
         order = [episodes[int(k)] for k in np.random.default_rng(config.search_seed).permutation(len(episodes))]
         found[name] = SEARCHES[name](Trials(suite, order, budget), rng)
@@ -142,28 +135,33 @@ def _row(
     family: str,
     pressure: float,
     config: HeadroomConfig,
-    static_global: str,
+    static_global: str | None,
     searched: Mapping[str, Found],
 ) -> dict[str, Any]:
-    """One family at one pressure."""
+    """One family at one pressure; without the column of static-global, which may not be chosen yet."""
     episodes = [Episode(family, seed, pressure) for seed in config.seeds]
-    specs = dict.fromkeys([CAPPED, *config.grid, *config.heuristics])
-    played = suite.run_all({spec: spec for spec in specs}, episodes)
+    fixed = tune(suite, episodes, config.grid, AXES, config.rounds)
+    depth = config.foresight_rounds
+    foreseen = {} if depth is None else foresight(suite, episodes, fixed, depth)
+    grid = dict.fromkeys([*config.grid, *([static_global] if static_global else [])])
+    played = suite.run_all({spec: spec for spec in dict.fromkeys([CAPPED, *grid, *config.heuristics])}, episodes)
     rivals = suite.run_all({name: found.policy for name, found in searched.items()}, episodes)
-    tuned = [min(config.grid, key=lambda spec: played[spec][k].score.J) for k in range(len(episodes))]
+    everything = {spec: _js(outcomes) for spec, outcomes in played.items()} | fixed.table
+    for one in foreseen.values():
+        everything |= one.table
+    schedules = _schedules(suite, episodes, fixed.table, everything, config)
     heuristic = min(config.heuristics, key=lambda spec: float(np.mean(_js(played[spec]))))
-    greedy = [_greedy(suite, e, played, k, config) for k, e in enumerate(episodes)]
+    tuned = fixed.by_episode()
     scores = {
         "capped_exact": [o.score for o in played[CAPPED]],
-        "static_global": [o.score for o in played[static_global]],
-        "static_tuned": [played[spec][k].score for k, spec in enumerate(tuned)],
+        "static_tuned": [suite.run(spec, [episode])[0].score for spec, episode in zip(tuned, episodes, strict=True)],
         "best_heuristic": [o.score for o in played[heuristic]],
-        "greedy": greedy,
         **{name: [o.score for o in outcomes] for name, outcomes in rivals.items()},
+        **{name: found for name, found in schedules.items() if name == "greedy"},
     }
-    outcomes = [*played.values(), *rivals.values()]
-    feasible = [min(greedy[k].J, *(one[k].score.J for one in outcomes)) for k in range(len(episodes))]
-    tuned_J = float(np.mean([s.J for s in scores["static_tuned"]]))
+    js = [*everything.values(), *map(_js, rivals.values()), *([s.J for s in one] for one in schedules.values())]
+    feasible = np.min(js, axis=0).tolist()
+    tuned_J = float(np.mean(fixed.least()))
     return {
         "family": family,
         "split": FAMILIES[family].split,
@@ -173,14 +171,47 @@ def _row(
         "best_heuristic": heuristic,
         "heuristics": {spec: float(np.mean(_js(played[spec]))) for spec in config.heuristics},
         "static_tuned": tuned,
+        "settings_tried": len(fixed.table),
+        "grid": {spec: mean_costs(played[spec]) | {"scores": _js(played[spec])} for spec in grid},
+        "grid_intervals": intervals(suite, config.grid, episodes),
+        "levers": _levers(fixed, foreseen, schedules),
         "feasible": feasible,
     }
 
 
-def _greedy(suite: Suite, episode: Episode, played: dict[str, list[Outcome]], k: int, config: HeadroomConfig) -> Score:
-    """The schedule that chooses among the policies that did best on this very workload."""
-    ranked = sorted(played, key=lambda spec: played[spec][k].score.J)
-    return greedy_score(suite, episode, ranked[: config.candidates], ranked[0], config.lookahead)
+def _schedules(
+    suite: Suite, episodes: Sequence[Episode], constant: Table, everything: Table, config: HeadroomConfig
+) -> dict[str, list[Score]]:
+    """Greedy schedules: `greedy` among all that was played, and where some of it knows the future `switching`, among
+    constant settings that do not. Each chooses among the policies that did best on its workload."""
+    if config.lookahead is None:
+        return {}
+    among = {"greedy": everything} if config.foresight_rounds is None else {"switching": constant, "greedy": everything}
+    found: dict[str, list[Score]] = {name: [] for name in among}
+    for name, table in among.items():
+        for k, episode in enumerate(episodes):
+            ranked = sorted(table, key=lambda spec, table=table, k=k: table[spec][k])[: config.candidates]
+            found[name].append(greedy_score(suite, episode, ranked, ranked[0], config.lookahead))
+    return found
+
+
+def _levers(
+    fixed: Tuned, foreseen: Mapping[str, Tuned], schedules: Mapping[str, Sequence[Score]]
+) -> dict[str, dict[str, Any]]:
+    """What each lever alone could gain on static-tuned: J, the gain as a share, and the settings by workload.
+
+    Not to use a lever is a use of it, so no gain is below 0; `both` includes either.
+    """
+    tuned, found = np.array(fixed.least()), {}
+    for name, one in foreseen.items():
+        within = foreseen.values() if name == "both" else (one,)
+        found[name] = (np.min([tuned, *(part.least() for part in within)], axis=0), one.by_episode())
+    if "switching" in schedules:
+        found["switching"] = (np.minimum(tuned, [s.J for s in schedules["switching"]]), [])
+    return {
+        name: {"J": float(J.mean()), "gain": float(1 - J.mean() / tuned.mean()), "settings": settings}
+        for name, (J, settings) in found.items()
+    }
 
 
 def _js(outcomes: Sequence[Outcome]) -> list[float]:

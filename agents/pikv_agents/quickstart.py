@@ -22,7 +22,8 @@ from rich.console import Console
 from pikv_agents import bundles
 from pikv_agents.evaluation import RIVALS, evaluate
 from pikv_agents.exporting import commit, export, machine
-from pikv_agents.headroom import HeadroomConfig, headroom
+from pikv_agents.headroom import headroom
+from pikv_agents.headroom_config import HeadroomConfig
 from pikv_agents.live import live_pool, live_section
 from pikv_agents.presets import QUICK, TrainConfig
 from pikv_agents.report import html, tables

@@ -221,6 +221,14 @@ class Suite:
         pool = self.pool(family, seed)
         return TraceBatch(self.library, pool.config, lanes, seed, pool, min(self.threads, lanes))
 
+    def known(self, spec: str, episode: Episode) -> Outcome | None:
+        """What a heuristic came to, if it was played there."""
+        return self._known.get((spec, episode))
+
+    def remember(self, spec: str, episode: Episode, outcome: Outcome) -> None:
+        """Keep what a heuristic came to."""
+        self._known[spec, episode] = outcome
+
     def run(
         self, policy: str | Callable[[], Policy], episodes: Sequence[Episode], timeline: bool = False
     ) -> list[Outcome]:

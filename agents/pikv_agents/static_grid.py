@@ -46,6 +46,22 @@ STATIC_GRID = (
     "static:demote=true,r_pressure=4,evict=0.1,fan_out=0.5,cached_share=0.25/h2o",
 )
 
+# Where a search for the best setting of one workload starts: one setting of each kind.
+COARSE_GRID = (
+    "static/lru",
+    f"static:{_DEMOTE}/h2o",
+    f"static:{_DEMOTE},cached_share=0.35/h2o",
+    f"static:{_DEMOTE},cached_share=0.1/h2o",
+    f"static:{_DEMOTE},fan_out=0.5,cached_share=0.2/h2o",
+    "static:ratio=2,demote=true,r_pressure=4/h2o",
+    "static:ratio=2,cached_share=0.2,demote=true,r_pressure=4/h2o",
+    "static:ratio=2,cached_ratio=2,demote=true,r_pressure=4/h2o",
+    "static:ratio=3.4,demote=true,r_pressure=4/h2o",
+    "static:ratio=3.4,cached_ratio=3.4,demote=true,r_pressure=4/h2o",
+    "static:ratio=3.4,fan_out=0.5,cached_share=0.2,demote=true,r_pressure=4/h2o",
+    "static:ratio=2,cached_ratio=2,demote=true,r_pressure=4/h2o+arc",
+)
+
 LOAD_GRID = tuple(
     f"load_proportional:fan_out={fan_out},cached_share={share}/h2o"
     for fan_out in (0.2, 0.35, 0.5)

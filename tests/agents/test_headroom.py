@@ -1,15 +1,23 @@
-"""The headroom table: its rows fit the report, and the clairvoyant schedule is honest."""
+"""The headroom table: its rows fit the report, and the clairvoyant schedules are honest."""
 
 from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
 
 import pytest
 from tiny import START, tiny_headroom, tiny_suite
 
 from pikv_agents.greedy import Lookahead, greedy_score
 from pikv_agents.headroom import headroom
+from pikv_agents.hindsight import AXES, neighbours, tune
+from pikv_agents.racing import race
 from pikv_agents.report import tables
 from pikv_agents.report.schema import check_summary
 from pikv_agents.rollout import Episode
+from pikv_agents.row_file import RowFile
+from pikv_runtime.controllers import Static, make_policy
 
 POLICIES = {"capped_exact", "static_global", "static_tuned", "best_heuristic", "greedy"}
 
@@ -44,6 +52,16 @@ def test_static_global_is_chosen_on_training_families_only(found):
     assert found["training"] == ["facts-poisson"] and found["static_global"] in found["grid"]
 
 
+def test_static_global_can_be_chosen_from_rows_and_is_the_same(suite, found):
+    apart = headroom(suite, ("needle-onoff",), tiny_headroom(), training=["facts-poisson"])
+    assert (apart["static_global"], apart["grid_intervals"]) == (found["static_global"], found["grid_intervals"])
+    assert apart["rows"] == found["rows"][1:]
+    given = headroom(suite, ("needle-onoff",), replace(tiny_headroom(), static_global="h2o"))
+    episodes = [Episode("needle-onoff", seed, 2.0) for seed in (0, 1)]
+    mean = sum(o.score.J for o in suite.run("h2o", episodes)) / 2
+    assert given["static_global"] == "h2o" and given["rows"][0]["policies"]["static_global"]["J"] == pytest.approx(mean)
+
+
 def test_greedy_with_one_candidate_is_that_policy(suite):
     episode = Episode("facts-poisson", 0, 2.0)
     alone = greedy_score(suite, episode, [START], START, Lookahead(7, 7))
@@ -60,3 +78,89 @@ def test_greedy_that_sees_to_the_end_is_no_worse_than_its_base(suite):
 def test_a_lookahead_shorter_than_its_hold_is_refused():
     with pytest.raises(ValueError, match="hold=9, depth=3"):
         Lookahead(9, 3)
+
+
+def test_a_step_changes_one_axis_and_reaches_every_order():
+    setting = make_policy(START)
+    for axis in AXES:
+        for one in neighbours(setting, axis):
+            differing = {k for k, v in vars(one).items() if v != getattr(setting, k)}
+            assert differing - {"demote"} == {axis} and make_policy(one.name) == one
+    assert {one.cached_share for one in neighbours(setting, "cached_share")} == {0.35, 1.0}
+    assert not next(s for s in neighbours(setting, "r_pressure") if s.r_pressure == 1).demote
+    assert {"arc", "lrb", "tlru"} <= {one.block_rule for one in neighbours(Static(), "block_rule")}
+
+
+def test_the_search_in_hindsight_finds_what_a_poor_grid_lacks(suite):
+    episodes = [Episode("code-bursty", seed, 4.0) for seed in (0, 1)]
+    poor = "static:fan_out=0.1,cached_share=0.02/lru"
+    none, searched = (tune(suite, episodes, [poor], AXES, rounds) for rounds in (0, 2))
+    assert none.best == poor and none.least() == none.table[poor]
+    assert sum(searched.least()) < 0.97 * sum(none.least())
+    for k, spec in enumerate(searched.by_episode()):
+        assert suite.run(spec, [episodes[k]])[0].score.J == searched.least()[k] == min(
+            row[k] for row in searched.table.values()
+        )  # fmt: skip
+
+
+def test_only_what_ends_above_the_limit_is_stopped():
+    episode, specs = Episode("code-bursty", 0, 4.0), ["static/lru", START, "lazy/h2o", "h2o"]
+    truth = {spec: tiny_suite().run(spec, [episode])[0].score.J for spec in specs}
+    limit = sorted(truth.values())[1] * (1 + 1e-9)
+    suite = tiny_suite()
+    found = race(suite, specs, [episode], [limit])
+    assert found == [[J if limit >= J else math.inf] for J in truth.values()]
+    assert {spec for spec in specs if suite.known(spec, episode)} == {s for s, J in truth.items() if limit >= J}
+    assert race(suite, specs, [episode], [math.inf]) == [[J] for J in truth.values()], "and may be played later"
+
+
+@pytest.fixture(scope="module")
+def foreseen(suite):
+    config = replace(tiny_headroom(), seeds=(0,), foresight_rounds=0)
+    return headroom(suite, ("facts-poisson",), config, training=["code-bursty"])["rows"][0]
+
+
+def test_levers_are_bounded_by_what_they_are_part_of(foreseen):
+    tuned, levers = foreseen["policies"]["static_tuned"]["J"], foreseen["levers"]
+    assert set(levers) == {"retention", "compression", "both", "switching"}
+    for name, lever in levers.items():
+        assert lever["gain"] == pytest.approx(1 - lever["J"] / tuned) and lever["gain"] >= 0
+        assert lever["gain"] <= foreseen["headroom"] + 1e-12, name
+    assert levers["both"]["J"] <= min(levers["retention"]["J"], levers["compression"]["J"])
+    assert "+belady" in levers["retention"]["settings"][0] and "clairvoyant" not in levers["retention"]["settings"][0]
+    assert "/clairvoyant" in levers["compression"]["settings"][0] and "+" not in levers["compression"]["settings"][0]
+
+
+def test_what_foresight_gains_is_really_played(suite, foreseen):
+    (spec,) = foreseen["levers"]["both"]["settings"]
+    again = tiny_suite().run(spec, [Episode("facts-poisson", 0, 2.0)])[0].score.J
+    assert again >= foreseen["feasible"][0] - 1e-12
+
+
+def test_a_run_that_was_cut_off_goes_on(suite, tmp_path):
+    path, about = tmp_path / "rows.jsonl", {"grid": ["a"], "seeds": [0, 1]}
+    config = replace(tiny_headroom(), seeds=(0,))
+    whole = headroom(suite, ("facts-poisson", "needle-onoff"), config, file=RowFile(path, about))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line).get("family") for line in lines] == [None, None, "facts-poisson", "needle-onoff"]
+    path.write_text("\n".join(lines[:3]) + "\n" + lines[3][:50], encoding="utf-8")
+
+    notes: list[str] = []
+    again = headroom(tiny_suite(), ("facts-poisson", "needle-onoff"), config, note=notes.append,
+                     file=RowFile(path, about))  # fmt: skip
+    assert again["rows"] == whole["rows"] and again["static_global"] == whole["static_global"]
+    assert notes == ["needle-onoff at pressure 2"], "what is in the file is not played again"
+    assert path.read_text(encoding="utf-8").splitlines()[:3] == lines[:3]
+
+
+def test_rows_made_otherwise_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    RowFile(path, {"seeds": [0]}).add({"family": "a"})
+    assert RowFile(path, {"seeds": [0]}).rows == [{"family": "a"}]
+    with pytest.raises(ValueError, match=r"made with seeds=\[0\], asked is \[0, 1\]"):
+        RowFile(path, {"seeds": [0, 1]})
+    for text in ("no rows\n", "no whole line", '{"rows": 1}\n'):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="not a file of rows"):
+            RowFile(path, {})
+        assert path.read_text(encoding="utf-8") == text

@@ -230,6 +230,19 @@ def test_headroom_at_several_pressures_says_what_is_not_reached(summary):
     assert "reaches 1.9 of 4" in alone
 
 
+def test_the_best_rival_of_a_cell_and_its_levers_are_drawn(summary):
+    costs = {"latency": 1.0, "memory": 0.0, "fidelity": 1.0}
+    policies = {name: costs | {"J": J} for name, J in (("static_tuned", 2.0), ("cma_es", 1.9), ("greedy", 1.0))}
+    levers = {"retention": {"J": 1.5, "gain": 0.25}, "both": {"J": 1.2, "gain": 0.4}}
+    row = summary["headroom"][0] | {"policies": policies, "headroom": 0.5, "levers": levers, "pressure_reached": 1.0}
+    rows = [row | {"pressure": 1.0}, row | {"pressure": 2.0, "headroom": 0.02, "pressure_reached": 2.0}]
+    assert html.headroom_figure.best_rival(row) == "cma_es", "greedy and static_tuned cannot be deployed"
+    assert to_svg(html.headroom_figure.headroom(rows)).count("best rival +5%") == 2
+    drawn = to_svg(html.headroom_figure.levers(rows))
+    assert "pressure 1<" in drawn and "pressure 2<" not in drawn, "only cells that count"
+    assert "retention" in drawn
+
+
 def test_figures_of_all_sections(summary, tmp_path):
     drawn = draw_all(check_summary(summary))
     assert list(drawn) == ["overall", "cost_parts", "training", "coverage", "headroom", "pages", "decisions"]

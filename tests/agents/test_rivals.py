@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from tiny import tiny_env, tiny_headroom, tiny_library
 
-from pikv_agents.headroom import HeadroomConfig, headroom
+from pikv_agents.headroom import headroom
+from pikv_agents.headroom_config import HeadroomConfig
 from pikv_agents.report import tables
 from pikv_agents.report.schema import check_summary
 from pikv_agents.rivals import SEARCHES, BudgetError, Trials
 from pikv_agents.rivals.linucb import ARMS, HOLD, SIZE, Bandit, Models
-from pikv_agents.rivals.space import CONTROLLERS, DIMENSIONS, centre, spec_of
+from pikv_agents.rivals.own_parameters import T_LRU, UTILITY_GREEDY
+from pikv_agents.rivals.space import SETTINGS, Space
 from pikv_agents.rivals.trials import NEUTRAL
 from pikv_agents.rollout import Episode, Suite
 from pikv_runtime.contract import Telemetry
@@ -97,14 +99,17 @@ def test_what_others_played_is_paid_for_and_what_one_played_oneself_is_not(pools
     assert first.spent == second.spent == spent > 0
 
 
-def test_every_point_is_a_setting(pools: Counting) -> None:
+@pytest.mark.parametrize("space", [SETTINGS, UTILITY_GREEDY, T_LRU])
+def test_every_point_is_a_setting(space: Space) -> None:
     rng = np.random.default_rng(0)
-    corners = [np.full(DIMENSIONS, 0.0), np.full(DIMENSIONS, 1.0), centre()]
-    specs = {spec_of(point) for point in itertools.chain(corners, rng.random((300, DIMENSIONS)))}
-    assert {make_policy(spec).kind for spec in specs} == set(CONTROLLERS)
+    corners = [np.full(space.dimensions, 0.0), np.full(space.dimensions, 1.0), space.centre()]
+    specs = {space.spec_of(point) for point in itertools.chain(corners, rng.random((300, space.dimensions)))}
+    made = [make_policy(spec) for spec in specs]
+    assert {policy.kind for policy in made} == set(space.controllers)
+    assert {policy.block_rule.partition(":")[0] for policy in made} == set(space.rules)
     assert len(specs) > 290
     with pytest.raises(ValueError, match="must be"):
-        spec_of(np.full(DIMENSIONS, 1.5))
+        space.spec_of(np.full(space.dimensions, 1.5))
 
 
 def test_the_bandit_learns_which_arm_pays_in_which_context() -> None:
@@ -145,7 +150,8 @@ def test_a_hold_is_worth_what_follows_it() -> None:
 def test_headroom_has_a_column_for_each_rival(pools: Counting) -> None:
     base = tiny_headroom()
     config = HeadroomConfig(base.seeds, base.pressures, base.grid, base.heuristics, base.lookahead, 3,
-                            rivals=("random_search", "linucb"), budget_intervals=1_000)  # fmt: skip
+                            rivals=("random_search", "linucb"), budget_intervals=1_000,
+                            rounds=0, foresight_rounds=None)  # fmt: skip
     suite = Suite(tiny_library(), tiny_env())
     found = headroom(suite, ("facts-poisson",), config)
     (row,) = found["rows"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pikv_agents.greedy import Lookahead
-from pikv_agents.headroom import HeadroomConfig
+from pikv_agents.headroom_config import HeadroomConfig
 from pikv_agents.presets import QUICK, TrainConfig
 from pikv_agents.rollout import Suite
 from pikv_env.config import EnvConfig
@@ -48,4 +48,6 @@ def tiny_training(**changes: object) -> TrainConfig:
 
 def tiny_headroom() -> HeadroomConfig:
     grid = ("static:ratio=1.0/lru", START)
-    return HeadroomConfig((0, 1), (2.0,), grid, ("lazy/h2o", "h2o"), Lookahead(8, 16), candidates=3)
+    return HeadroomConfig(
+        (0, 1), (2.0,), grid, ("lazy/h2o", "h2o"), Lookahead(8, 16), candidates=3, rounds=0, foresight_rounds=None
+    )

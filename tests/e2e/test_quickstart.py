@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from pikv_agents.greedy import Lookahead
-from pikv_agents.headroom import HeadroomConfig
+from pikv_agents.headroom_config import HeadroomConfig
 from pikv_agents.presets import QUICK
 from pikv_agents.quickstart import Quickstart, QuickstartConfig
 from pikv_agents.report.schema import load_summary

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pikv_agents.commands.base import Command
 from pikv_agents.commands.options import StudyOptions
 
+if TYPE_CHECKING:
+    from pikv_agents.headroom_config import HeadroomConfig
+    from pikv_agents.rollout import Suite
+    from pikv_agents.row_file import RowFile
+
 
 @dataclass(frozen=True, kw_only=True)
 class Headroom(Command, StudyOptions):
-    """J of fixed settings, heuristics and a clairvoyant feasible schedule, by family and pressure.
+    """J of fixed settings, heuristics and clairvoyant feasible schedules, by family and pressure.
 
     headroom = (J_static-tuned - J_feasible) / J_static-tuned. Families under 10 % do not count later, nor do cells
     whose pressure is not reached.
     """
 
     seeds: int = 3
-    """Workloads of every family; quick: 1."""
+    """Workloads of every family; quick and scan: 1."""
+    scan: bool = False
+    """One workload of each cell, a short search and no greedy schedule: to find the cells worth the whole."""
+    load: tuple[float, float] | None = None
+    """Share of capacity offered, lowest and highest; by default the suite's."""
     rivals: tuple[str, ...] = ()
-    """Rivals by search, a column each: random_search, cma_es, hill_climbing, linucb; or all."""
+    """Rivals by search, a column each: names as in `docs/commands.md`; or all."""
     budget_intervals: int | None = None
     """Control intervals that each rival may play in training; by default as many as choosing static_global took."""
+    static_global: str | None = None
+    """The setting that another run chose; by default it is chosen on the training families."""
+    rounds: int | None = None
+    """Rounds of the search for the best setting of each cell; by default 2, scan 1, quick 0."""
+    rows: Path | None = None
+    """JSON lines, a row as soon as it is measured; rows already there are kept: a run that was cut off goes on."""
 
     def run(self) -> dict[str, Any]:
         """Print the table, return its rows."""
         from pikv_agents.commands.options import at_least_one, counted, default_threads, open_library, origin, playable
         from pikv_agents.evaluation import priced
-        from pikv_agents.headroom import HeadroomConfig, headroom
+        from pikv_agents.headroom import headroom
         from pikv_agents.report import tables
-        from pikv_agents.rivals import SEARCHES
         from pikv_agents.rollout import Suite
 
         at_least_one(seeds=self.seeds)
@@ -40,14 +55,10 @@ class Headroom(Command, StudyOptions):
         update, close = counted("headroom")
         suite = Suite(library, self.config(families=training), self.threads or default_threads(), update)
         console.print(self.announce(), highlight=False, soft_wrap=True)
-        if self.quick:
-            config = HeadroomConfig.quick(tuple(range(min(self.seeds, 1))), spec.pressures)
-        else:
-            config = replace(HeadroomConfig(), seeds=tuple(range(self.seeds)), pressures=spec.pressures)
-        rivals = tuple(SEARCHES) if self.rivals == ("all",) else self.rivals
-        config = replace(config, rivals=rivals, budget_intervals=self.budget_intervals)
+        config = self._size(spec.pressures)
+        file = self._file(suite, config)
         try:
-            found = headroom(suite, families, config)
+            found = headroom(suite, families, config, note=lambda text: console.log(text, highlight=False), file=file)
         finally:
             close()
         console.print(tables.headroom(found["rows"]))
@@ -56,3 +67,37 @@ class Headroom(Command, StudyOptions):
             told = f"{one['intervals']:,} of {one['budget_intervals']:,} intervals, {one['trials']} trials"
             console.print(f"{name}: {one['setting']} ({told})", highlight=False, soft_wrap=True)
         return found | {"suite": spec.id, "meta": origin() | priced(suite)}
+
+    def _size(self, pressures: tuple[float, ...]) -> HeadroomConfig:
+        """The size that the flags ask for."""
+        from pikv_agents.headroom_config import HeadroomConfig
+        from pikv_agents.rivals import SEARCHES
+
+        if self.scan and self.quick:
+            raise ValueError("--scan and --quick: give one of them")
+        if self.quick:
+            config = HeadroomConfig.quick((0,), pressures)
+        elif self.scan:
+            config = HeadroomConfig.scan(pressures)
+        else:
+            config = HeadroomConfig(tuple(range(self.seeds)), pressures)
+        rounds = config.rounds if self.rounds is None else self.rounds
+        rivals = tuple(SEARCHES) if self.rivals == ("all",) else self.rivals
+        return replace(
+            config,
+            rivals=rivals,
+            budget_intervals=self.budget_intervals,
+            static_global=self.static_global,
+            rounds=rounds,
+        )
+
+    def _file(self, suite: Suite, config: HeadroomConfig) -> RowFile | None:
+        """The file of rows, if one is asked for."""
+        from pikv_agents.row_file import RowFile
+
+        if self.rows is None:
+            return None
+        size = {k: v for k, v in asdict(config).items() if k != "pressures"}
+        changing = ("families", "pressure")  # of a cell, not of how it is measured
+        environment = {k: v for k, v in asdict(suite.config).items() if k not in changing}
+        return RowFile(self.rows, {"suite": self.suite, **environment, **size})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pikv_env.traces.library import TraceLibrary
 
 QUICK_HORIZON_S = 600.0
-CHANGEABLE = ("profile", "geometry", "token_scale", "ranks", "slots", "host", "horizon_s", "pressure")
+CHANGEABLE = ("profile", "geometry", "token_scale", "ranks", "slots", "load", "host", "horizon_s", "pressure")
 """Options that change a field of the suite of (nearly) the same name."""
 
 

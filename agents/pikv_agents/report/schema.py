@@ -68,6 +68,7 @@ class HeadroomRow(TypedDict):
     reached: NotRequired[bool]
     policies: dict[str, Costs]
     headroom: Number
+    levers: NotRequired[dict[str, dict[str, Any]]]
 
 
 class CurvePoint(TypedDict):
