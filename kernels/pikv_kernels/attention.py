@@ -25,6 +25,7 @@ def paged_decode_attention(
     scale: float,
     *,
     mass: Literal[False] = False,
+    first_token: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -37,11 +38,19 @@ def paged_decode_attention(
     scale: float,
     *,
     mass: Literal[True],
+    first_token: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 def paged_decode_attention(
-    q: Tensor, pool: PagePool, page_table: Tensor, tokens_in_page: Tensor, scale: float, *, mass: bool = False
+    q: Tensor,
+    pool: PagePool,
+    page_table: Tensor,
+    tokens_in_page: Tensor,
+    scale: float,
+    *,
+    mass: bool = False,
+    first_token: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Attend with one query token per row to the pages that its page table lists.
 
@@ -58,42 +67,55 @@ def paged_decode_attention(
             the others hold never reaches a result.
         scale: Factor of the scores, usually ``head_dim ** -0.5``.
         mass: Also return how much attention each listed page got.
+        first_token: ``(rows, max_pages)`` int32: the first valid token slot of each page, where a sliding window
+            begins inside a page; None: 0 everywhere.
 
     Returns:
-        ``out (rows, query_heads, head_dim)`` and ``lse (rows, query_heads)``, fp32, natural log; 0 and -inf
+        ``out (rows, query_heads, v_dim)`` and ``lse (rows, query_heads)``, fp32, natural log; 0 and -inf
         for rows that read nothing. With ``mass``, also ``(rows, max_pages)`` fp32: each page's share of this
         call's softmax, averaged over query heads; a row sums to 1, or to 0 if it read nothing.
 
     Raises:
         ValueError: Shapes that do not fit together, or an unknown ``PIKV_TRITON``.
     """
-    _check_decode(q, pool, page_table, tokens_in_page)
-    if _use_triton(q):
+    _check_decode(q, pool, page_table, tokens_in_page, first_token)
+    if _use_triton(q) and first_token is None and pool.v_dim == pool.shape[2]:
         from pikv_kernels.triton_attention import triton_paged_decode  # triton may be missing elsewhere
 
         out, lse, page_mass = triton_paged_decode(q, pool, page_table, tokens_in_page, scale, mass=mass)
-    else:
-        out, lse, page_mass = torch_paged_decode(q, pool, page_table, tokens_in_page, scale, mass=mass)
+    else:  # the kernel knows neither two widths nor windows
+        out, lse, page_mass = torch_paged_decode(
+            q, pool, page_table, tokens_in_page, scale, mass=mass, first_token=first_token
+        )
     return (out, lse, page_mass) if page_mass is not None else (out, lse)
 
 
 def torch_paged_decode(
-    q: Tensor, pool: PagePool, page_table: Tensor, tokens_in_page: Tensor, scale: float, *, mass: bool
+    q: Tensor,
+    pool: PagePool,
+    page_table: Tensor,
+    tokens_in_page: Tensor,
+    scale: float,
+    *,
+    mass: bool,
+    first_token: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The torch reference of `paged_decode_attention`, on any device; mass is None unless asked for."""
     rows, max_pages = page_table.shape
-    heads, page_tokens, head_dim = pool.shape
+    heads, page_tokens, _ = pool.shape
     slot = torch.arange(page_tokens, device=q.device)
     unread = slot >= tokens_in_page.masked_fill(page_table < 0, 0).unsqueeze(2)
+    if first_token is not None:
+        unread |= slot < first_token.unsqueeze(2)
     unread = unread.view(rows, max_pages * page_tokens)
-    k, v = (x.view(rows, heads, unread.shape[1], head_dim) for x in _gather_pages(pool, page_table))
+    k, v = (x.reshape(rows, heads, unread.shape[1], x.shape[2]) for x in _gather_pages(pool, page_table))
     row, key = unread.nonzero(as_tuple=True)
     v[row, :, key] = 0.0  # a probability of 0 would not silence a NaN here
-    grouped_q = q.float().reshape(rows, heads, q.shape[1] // heads, head_dim) * scale
+    grouped_q = q.float().reshape(rows, heads, q.shape[1] // heads, q.shape[2]) * scale
     scores = grouped_q @ k.transpose(2, 3)
     probs, lse = _softmax(scores.masked_fill_(unread[:, None, None], -torch.inf))
     page_mass = probs.view(rows, q.shape[1], max_pages, page_tokens).sum(3).mean(1) if mass else None
-    return (probs @ v).view(q.shape), lse.view(q.shape[:2]), page_mass
+    return (probs @ v).view(*q.shape[:2], pool.v_dim), lse.view(q.shape[:2]), page_mass
 
 
 def partial_attention(
@@ -104,13 +126,13 @@ def partial_attention(
     Args:
         q: ``(queries, query_heads, head_dim)`` float, grouped as in `paged_decode_attention`.
         k: ``(keys, kv_heads, head_dim)`` float.
-        v: Same shape as ``k``.
+        v: ``(keys, kv_heads, v_dim)`` float.
         mask_or_causal_offset: An int c: query i sees keys j <= i + c; c = keys - queries where the last query
             is also the last key. A bool ``(queries, keys)``: True where a query sees a key. None: all.
         scale: Factor of the scores.
 
     Returns:
-        ``out (queries, query_heads, head_dim)`` and ``lse (queries, query_heads)``, fp32, natural log; 0 and
+        ``out (queries, query_heads, v_dim)`` and ``lse (queries, query_heads)``, fp32, natural log; 0 and
         -inf for queries that see no key.
 
     Raises:
@@ -121,7 +143,7 @@ def partial_attention(
     keys, heads, _ = k.shape
     grouped_q = q.reshape(queries, heads, query_heads // heads, head_dim).transpose(0, 1)
     k_heads, v_heads = k.float().permute(1, 2, 0), v.float().transpose(0, 1)
-    out = torch.empty(grouped_q.shape, device=q.device)
+    out = torch.empty(*grouped_q.shape[:3], v.shape[2], device=q.device)
     lse = torch.empty(grouped_q.shape[:3], device=q.device)
     scores_per_block = _GPU_SCORES_PER_BLOCK if q.is_cuda else _CPU_SCORES_PER_BLOCK
     block = max(1, scores_per_block // max(1, query_heads * keys))
@@ -133,42 +155,43 @@ def partial_attention(
         if hidden is not None:
             scores.masked_fill_(hidden.unsqueeze(1), -torch.inf)
         probs, lse[:, part] = _softmax(scores)
-        out[:, part] = (probs.flatten(1, 2) @ v_heads).view(block_q.shape)
-    return out.transpose(0, 1).reshape(q.shape), lse.transpose(0, 1).reshape(q.shape[:2])
+        out[:, part] = (probs.flatten(1, 2) @ v_heads).view(*block_q.shape[:3], v.shape[2])
+    return out.transpose(0, 1).reshape(*q.shape[:2], v.shape[2]), lse.transpose(0, 1).reshape(q.shape[:2])
 
 
 def _gather_pages(pool: PagePool, page_table: Tensor) -> tuple[Tensor, Tensor]:
-    """Fp32 K and V, each ``(rows * heads * max_pages, page_tokens, head_dim)``; arbitrary for unlisted pages.
+    """Fp32 K and V, each ``(rows * heads * max_pages, page_tokens, its width)``; arbitrary for unlisted pages.
 
     Heads are gathered apart, so that the keys of a (row, head) come to lie side by side without another copy.
     """
     heads, page_tokens, head_dim = pool.shape
     if len(pool.slot_row) == 0:
         nothing = torch.zeros(page_table.numel() * heads, page_tokens, head_dim, device=page_table.device)
-        return nothing, nothing
+        return nothing, nothing.new_zeros(*nothing.shape[:2], pool.v_dim)
     slots = page_table.clamp(min=0)
     head = torch.arange(heads, device=page_table.device).unsqueeze(1)
     sources = (pool.slot_row[slots].unsqueeze(1) * heads + head).flatten()
     if len(pool.payloads) == 1:
-        return _decode_heads(next(iter(pool.payloads.values())), sources)
+        return _decode_heads(next(iter(pool.payloads.values())), sources, pool.v_from_k)
     codecs = pool.slot_codec[slots].masked_fill(page_table < 0, -1)
     codecs = codecs.unsqueeze(1).expand(-1, heads, -1).flatten()
     k = torch.empty(len(sources), page_tokens, head_dim, device=page_table.device)
-    v = torch.empty_like(k)
+    v = k.new_empty(*k.shape[:2], pool.v_dim)
     for codec, payload in pool.payloads.items():
         chosen = (codecs == CODECS.index(codec)).nonzero().squeeze(1)
         if chosen.numel():
-            some_k, some_v = _decode_heads(payload, sources[chosen])
+            some_k, some_v = _decode_heads(payload, sources[chosen], pool.v_from_k)
             k.index_copy_(0, chosen, some_k)
             v.index_copy_(0, chosen, some_v)
     return k, v
 
 
-def _decode_heads(payload: PagePayload, sources: Tensor) -> tuple[Tensor, Tensor]:
+def _decode_heads(payload: PagePayload, sources: Tensor, v_from_k: int) -> tuple[Tensor, Tensor]:
     """Decode copies of single heads; ``sources`` counts heads over all pages of the payload."""
     one_head_pages = payload.apply(lambda tensor: tensor.flatten(0, 1).index_select(0, sources).unsqueeze(1))
     k, v = decode(one_head_pages, torch.float32)
-    return k.squeeze(1), v.squeeze(1)
+    k = k.squeeze(1)
+    return k, k[..., :v_from_k] if v_from_k else v.squeeze(1)
 
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +223,9 @@ def _use_triton(q: Tensor) -> bool:
     return choice == "interpret" or (choice == "auto" and q.is_cuda)
 
 
-def _check_decode(q: Tensor, pool: PagePool, page_table: Tensor, tokens_in_page: Tensor) -> None:
+def _check_decode(
+    q: Tensor, pool: PagePool, page_table: Tensor, tokens_in_page: Tensor, first_token: Tensor | None
+) -> None:
     heads, _, head_dim = pool.shape
     if q.ndim != 3 or q.shape[2] != head_dim or q.shape[1] % heads:
         raise ValueError(f"q {tuple(q.shape)} must be (rows, multiple of {heads} heads, {head_dim})")
@@ -209,14 +234,16 @@ def _check_decode(q: Tensor, pool: PagePool, page_table: Tensor, tokens_in_page:
             f"page_table {tuple(page_table.shape)} and tokens_in_page {tuple(tokens_in_page.shape)} "
             f"must both be ({q.shape[0]}, max_pages)"
         )
+    if first_token is not None and first_token.shape != page_table.shape:
+        raise ValueError(f"first_token {tuple(first_token.shape)} must be as page_table, {tuple(page_table.shape)}")
 
 
 def _check_partial(q: Tensor, k: Tensor, v: Tensor, mask_or_causal_offset: Tensor | int | None) -> None:
-    ranks_fit = q.ndim == k.ndim == 3 and k.shape == v.shape
+    ranks_fit = q.ndim == k.ndim == v.ndim == 3 and k.shape[:2] == v.shape[:2]
     if not ranks_fit or q.shape[2] != k.shape[2] or q.shape[1] % k.shape[1]:
         raise ValueError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} must be "
-            "(queries, query_heads, head_dim) and twice (keys, kv_heads, head_dim), "
+            "(queries, query_heads, head_dim), (keys, kv_heads, head_dim) and (keys, kv_heads, any width), "
             "query_heads a multiple of kv_heads"
         )
     mask, shape = mask_or_causal_offset, (q.shape[0], k.shape[0])

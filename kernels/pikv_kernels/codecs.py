@@ -1,7 +1,7 @@
 """Encode and decode pages, and measure what that costs in accuracy.
 
 All functions work on a batch of pages: ``k`` and ``v`` are float tensors
-``(pages, heads, page_tokens, head_dim)``.
+``(pages, heads, page_tokens, head_dim)``; V may have another width than K, or none.
 
 Integer codecs store unsigned codes. K is asymmetric, ``zero + scale * code`` per head and channel: its
 channels are biased. V is symmetric, ``scale * (code - levels / 2)`` per head, token and channel group: its
@@ -37,27 +37,27 @@ def encode(codec: str, k: Tensor, v: Tensor) -> PagePayload:
     Args:
         codec: One of `CODECS`.
         k: ``(pages, heads, page_tokens, head_dim)`` float, finite. Integer codecs saturate beyond +-65504.
-        v: Same shape and dtype.
+        v: Same dtype, and the same shape but for head_dim, which may be another one or 0.
 
     Returns:
         A payload that shares no memory with the input unless the codec is the input's own dtype.
 
     Raises:
-        ValueError: Unknown codec, mismatched or non-4D tensors, or ``int4`` with an odd head_dim.
+        ValueError: Unknown codec, mismatched or non-4D tensors, or ``int4`` with an odd width.
     """
     check_codec(codec)
-    if k.ndim != 4 or k.shape != v.shape or k.dtype != v.dtype:
+    if k.ndim != 4 or k.shape[:3] != v.shape[:3] or v.ndim != 4 or k.dtype != v.dtype:
         raise ValueError(
-            "k and v must share one shape (pages, heads, page_tokens, head_dim) and dtype, "
+            "k and v must share one shape (pages, heads, page_tokens, any width) and dtype, "
             f"got {tuple(k.shape)} {k.dtype} and {tuple(v.shape)} {v.dtype}"
         )
     if codec not in CODE_BITS:
         dtype = k.dtype if codec == "native" else torch.bfloat16
         return PagePayload(codec, k.to(dtype), v.to(dtype))
     _, heads, page_tokens, head_dim = k.shape
-    payload_fields(codec, heads, page_tokens, head_dim, k.dtype)
+    payload_fields(codec, heads, page_tokens, head_dim, k.dtype, v.shape[3])
     k_codes, k_scale, k_zero = _quantise_channels(k.float(), CODE_BITS[codec])
-    v_codes, v_scale = _quantise_tokens(v.float(), CODE_BITS[codec], v_group_channels(codec, head_dim))
+    v_codes, v_scale = _quantise_tokens(v.float(), CODE_BITS[codec], v_group_channels(codec, v.shape[3]))
     if codec == "int4":
         k_codes, v_codes = _pack_nibbles(k_codes), _pack_nibbles(v_codes)
     return PagePayload(codec, k_codes, v_codes, k_scale, k_zero, v_scale)
@@ -84,7 +84,8 @@ def decode(payload: PagePayload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     torch.addcmul(k_zero, k, k_scale, out=k)  # in place: a fresh buffer costs more than the arithmetic
     v_scale = payload.v_scale.float().unsqueeze(4)
     middle = (2 ** CODE_BITS[payload.codec] - 1) / 2
-    v = v_codes.float().sub_(middle).unflatten(3, (v_scale.shape[3], -1)).mul_(v_scale).flatten(3)
+    group = v_group_channels(payload.codec, v_codes.shape[3])
+    v = v_codes.float().sub_(middle).unflatten(3, (v_scale.shape[3], group)).mul_(v_scale).flatten(3)
     return k.to(dtype), v.to(dtype)
 
 
@@ -101,11 +102,12 @@ def reencode(payload: PagePayload, codec: str) -> PagePayload:
 
 
 def codec_error(k: Tensor, v: Tensor, codec: str) -> Tensor:
-    """Relative error of storing pages in ``codec``: the mean over K and V of ``||X - X^||_F / ||X||_F``.
+    """Relative error of storing pages in ``codec``: the mean over K and V of ``||X - X^||_F / ||X||_F``;
+    that of K alone where V is not stored.
 
     Args:
         k: ``(pages, heads, page_tokens, head_dim)`` float.
-        v: Same shape.
+        v: As for `encode`.
         codec: One of `CODECS`.
 
     Returns:
@@ -115,7 +117,8 @@ def codec_error(k: Tensor, v: Tensor, codec: str) -> Tensor:
         ValueError: As `encode`.
     """
     k_back, v_back = decode(encode(codec, k, v), torch.float32)
-    return 0.5 * (_relative_error(k.float(), k_back) + _relative_error(v.float(), v_back))
+    k_error = _relative_error(k.float(), k_back)
+    return 0.5 * (k_error + _relative_error(v.float(), v_back)) if v.shape[3] else k_error
 
 
 def _relative_error(x: Tensor, x_back: Tensor) -> Tensor:
@@ -138,7 +141,7 @@ def _quantise_channels(k: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _quantise_tokens(v: Tensor, bits: int, group_channels: int) -> tuple[Tensor, Tensor]:
     """Codes and scale of fp32 V, symmetric over groups of channels; all 2**bits codes are used."""
-    grouped = v.unflatten(3, (-1, group_channels))
+    grouped = v.unflatten(3, (v.shape[3] // group_channels, group_channels))
     levels = 2**bits - 1
     scale = _fp16_not_below(grouped.abs().amax(4, keepdim=True) * (2 / levels))
     codes = _codes(grouped / _divisor(scale) + levels / 2, levels)

@@ -46,7 +46,7 @@ def check_codec(codec: str) -> None:
 
 
 def payload_fields(
-    codec: str, heads: int, page_tokens: int, head_dim: int, native_dtype: torch.dtype
+    codec: str, heads: int, page_tokens: int, head_dim: int, native_dtype: torch.dtype, v_dim: int | None = None
 ) -> tuple[FieldSpec, ...]:
     """Describe the tensors of one page in the order in which `PagePayload.to_bytes` writes them.
 
@@ -54,43 +54,49 @@ def payload_fields(
         codec: One of `CODECS`.
         heads: KV heads.
         page_tokens: Token slots of a page.
-        head_dim: Channels of a head.
+        head_dim: Channels of a K head.
         native_dtype: The model's dtype; only ``native`` depends on it.
+        v_dim: Channels of a V head where it differs from K's; 0 where V is not stored at all.
 
     Raises:
-        ValueError: Unknown codec, or ``int4`` with an odd head_dim.
+        ValueError: Unknown codec, or ``int4`` with an odd head_dim or v_dim.
     """
     check_codec(codec)
+    v_dim = head_dim if v_dim is None else v_dim
     if codec not in CODE_BITS:
         dtype = native_dtype if codec == "native" else torch.bfloat16
-        shape = (heads, page_tokens, head_dim)
-        return FieldSpec("k", dtype, shape), FieldSpec("v", dtype, shape)
-    if codec == "int4" and head_dim % 2:
-        raise ValueError(f"int4 packs two channels in a byte: head_dim must be even, got {head_dim}")
-    codes = (heads, page_tokens, head_dim * CODE_BITS[codec] // 8)
+        return (
+            FieldSpec("k", dtype, (heads, page_tokens, head_dim)),
+            FieldSpec("v", dtype, (heads, page_tokens, v_dim)),
+        )
+    for name, channels in (("head_dim", head_dim), ("v_dim", v_dim)):
+        if codec == "int4" and channels % 2:
+            raise ValueError(f"int4 packs two channels in a byte: {name} must be even, got {channels}")
     k_side = (heads, head_dim)
-    v_side = (heads, page_tokens, head_dim // v_group_channels(codec, head_dim))
+    v_side = (heads, page_tokens, v_dim // v_group_channels(codec, v_dim))
     return (
-        FieldSpec("k", torch.uint8, codes),
-        FieldSpec("v", torch.uint8, codes),
+        FieldSpec("k", torch.uint8, (heads, page_tokens, head_dim * CODE_BITS[codec] // 8)),
+        FieldSpec("v", torch.uint8, (heads, page_tokens, v_dim * CODE_BITS[codec] // 8)),
         FieldSpec("k_scale", torch.float16, k_side),
         FieldSpec("k_zero", torch.float16, k_side),
         FieldSpec("v_scale", torch.float16, v_side),
     )
 
 
-def v_group_channels(codec: str, head_dim: int) -> int:
-    """Channels that share one V scale: the whole head for ``int8``, up to 32 for ``int4``."""
-    return math.gcd(head_dim, INT4_GROUP_CHANNELS) if codec == "int4" else head_dim
+def v_group_channels(codec: str, v_dim: int) -> int:
+    """Channels that share one V scale: the whole head for ``int8``, up to 32 for ``int4``; at least 1."""
+    return max(1, math.gcd(v_dim, INT4_GROUP_CHANNELS) if codec == "int4" else v_dim)
 
 
-def page_bytes(codec: str, heads: int, page_tokens: int, head_dim: int, native_dtype: torch.dtype) -> int:
+def page_bytes(
+    codec: str, heads: int, page_tokens: int, head_dim: int, native_dtype: torch.dtype, v_dim: int | None = None
+) -> int:
     """Bytes of one stored page, equal to ``encode(...).nbytes`` of a single page.
 
     Raises:
-        ValueError: Unknown codec, or ``int4`` with an odd head_dim.
+        ValueError: As `payload_fields`.
     """
-    return sum(field.nbytes for field in payload_fields(codec, heads, page_tokens, head_dim, native_dtype))
+    return sum(field.nbytes for field in payload_fields(codec, heads, page_tokens, head_dim, native_dtype, v_dim))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,7 +113,7 @@ class PagePayload:
     k: Tensor
     """``(pages, heads, page_tokens, head_dim)``; half as wide, uint8, for ``int4``."""
     v: Tensor
-    """Same shape and dtype as ``k``."""
+    """As ``k``, but perhaps of another width; of width 0 where V is not stored (see `PagePool.v_from_k`)."""
     k_scale: Tensor | None = None
     """``(pages, heads, head_dim)`` fp16; None for float codecs, like the two below."""
     k_zero: Tensor | None = None
@@ -124,13 +130,14 @@ class PagePayload:
         head_dim: int,
         native_dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        v_dim: int | None = None,
     ) -> PagePayload:
         """Allocate a pool of ``pages`` pages; fill it with `put`.
 
         Raises:
-            ValueError: Unknown codec, or ``int4`` with an odd head_dim.
+            ValueError: As `payload_fields`.
         """
-        fields = payload_fields(codec, heads, page_tokens, head_dim, native_dtype)
+        fields = payload_fields(codec, heads, page_tokens, head_dim, native_dtype, v_dim)
         tensors = {f.name: torch.zeros((pages, *f.shape), dtype=f.dtype, device=device) for f in fields}
         return PagePayload(codec, **tensors)
 
@@ -151,8 +158,13 @@ class PagePayload:
 
     @property
     def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.k.shape[3] * 8 // CODE_BITS[self.codec] if self.codec in CODE_BITS else self.k.shape[3]
+        """Channels of a K head."""
+        return self.k.shape[3] * 8 // CODE_BITS.get(self.codec, 8)
+
+    @property
+    def v_dim(self) -> int:
+        """Channels of a V head."""
+        return self.v.shape[3] * 8 // CODE_BITS.get(self.codec, 8)
 
     @property
     def nbytes(self) -> int:
@@ -178,8 +190,8 @@ class PagePayload:
         Raises:
             ValueError: The codecs or the shapes of a page differ.
         """
-        given = (pages.codec, tuple(pages.k.shape[1:]), pages.k.dtype)
-        allowed = (self.codec, tuple(self.k.shape[1:]), self.k.dtype)
+        given = (pages.codec, tuple(pages.k.shape[1:]), tuple(pages.v.shape[1:]), pages.k.dtype)
+        allowed = (self.codec, tuple(self.k.shape[1:]), tuple(self.v.shape[1:]), self.k.dtype)
         if given != allowed:
             raise ValueError(f"cannot put pages of {given} into a pool of {allowed}")
         source = pages.tensors()
@@ -196,7 +208,13 @@ class PagePayload:
 
     @staticmethod
     def from_bytes(
-        flat: Tensor, codec: str, heads: int, page_tokens: int, head_dim: int, native_dtype: torch.dtype
+        flat: Tensor,
+        codec: str,
+        heads: int,
+        page_tokens: int,
+        head_dim: int,
+        native_dtype: torch.dtype,
+        v_dim: int | None = None,
     ) -> PagePayload:
         """Rebuild what `to_bytes` wrote.
 
@@ -206,13 +224,14 @@ class PagePayload:
             codec: One of `CODECS`.
             heads: KV heads.
             page_tokens: Token slots of a page.
-            head_dim: Channels of a head.
+            head_dim: Channels of a K head.
             native_dtype: The model's dtype.
+            v_dim: Channels of a V head where it differs from K's.
 
         Raises:
             ValueError: Unknown codec, or rows that are not uint8 or too short.
         """
-        fields = payload_fields(codec, heads, page_tokens, head_dim, native_dtype)
+        fields = payload_fields(codec, heads, page_tokens, head_dim, native_dtype, v_dim)
         need = sum(field.nbytes for field in fields)
         if flat.dtype != torch.uint8 or flat.ndim != 2 or flat.shape[1] < need:
             given = f"{flat.dtype} {tuple(flat.shape)}"
@@ -227,5 +246,7 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 
 def _from_bytes(piece: Tensor, field: FieldSpec) -> Tensor:
+    if field.nbytes == 0:
+        return torch.empty(len(piece), *field.shape, dtype=field.dtype, device=piece.device)
     # clone: a slice of a wider row starts at an offset that the wider dtype may not accept as aligned
     return piece.clone(memory_format=torch.contiguous_format).view(field.dtype).unflatten(1, field.shape)

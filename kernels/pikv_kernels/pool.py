@@ -25,6 +25,8 @@ class PagePool:
     """``(slots,)`` int32: index into `CODECS` of the codec of each slot."""
     slot_row: Tensor
     """``(slots,)`` int32: row of each slot in the payload of its codec."""
+    v_from_k: int = 0
+    """Where V is not stored: how many of K's first channels are V (latent attention). 0: V is stored."""
 
     def __post_init__(self) -> None:
         if not self.payloads:
@@ -33,9 +35,12 @@ class PagePool:
             check_codec(codec)
             if payload.codec != codec:
                 raise ValueError(f"payload under {codec!r} holds {payload.codec!r} pages")
-        shapes = {(p.heads, p.page_tokens, p.head_dim) for p in self.payloads.values()}
+        shapes = {(p.heads, p.page_tokens, p.head_dim, p.v_dim) for p in self.payloads.values()}
         if len(shapes) != 1:
-            raise ValueError(f"payloads differ in (heads, page_tokens, head_dim): {sorted(shapes)}")
+            raise ValueError(f"payloads differ in (heads, page_tokens, head_dim, v_dim): {sorted(shapes)}")
+        *_, head_dim, v_dim = shapes.pop()
+        if not 0 <= self.v_from_k <= head_dim or (self.v_from_k > 0) == (v_dim > 0):
+            raise ValueError(f"v_from_k={self.v_from_k}: V is stored {v_dim} wide, K {head_dim}; one of them holds V")
 
     @staticmethod
     def of(payloads: Sequence[PagePayload]) -> PagePool:
@@ -62,3 +67,8 @@ class PagePool:
         """``(heads, page_tokens, head_dim)`` of every page."""
         payload = next(iter(self.payloads.values()))
         return payload.heads, payload.page_tokens, payload.head_dim
+
+    @property
+    def v_dim(self) -> int:
+        """Channels of V as attention reads it."""
+        return self.v_from_k or next(iter(self.payloads.values())).v_dim

@@ -20,11 +20,16 @@ class HostPages:
     """Pages in host memory by id, pinned where the device is a GPU: real copies, bit-identical when they come back."""
 
     def __init__(
-        self, page_shape: tuple[int, int, int], dtype: torch.dtype, ids: int, device: torch.device | str = "cpu"
+        self,
+        page_shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        ids: int,
+        device: torch.device | str = "cpu",
+        v_dim: int | None = None,
     ) -> None:
         self._device = torch.device(device)
         pinned, host = self._device.type == "cuda", torch.device("cpu")
-        self._rows = [PayloadRows(codec, page_shape, dtype, host, pinned) for codec in CODECS]
+        self._rows = [PayloadRows(codec, page_shape, dtype, host, pinned, v_dim) for codec in CODECS]
         self._codec = np.full(ids, ABSENT, np.int32)
         self._row = np.zeros(ids, np.int32)
 

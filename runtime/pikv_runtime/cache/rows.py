@@ -22,10 +22,11 @@ class PayloadRows:
         dtype: torch.dtype,
         device: torch.device,
         pinned: bool = False,
+        v_dim: int | None = None,
     ) -> None:
         self.codec = codec
         self._pinned = pinned
-        self._shape = page_shape
+        self._shape, self._v_dim = page_shape, v_dim
         self._dtype = dtype
         self._device = device
         self._free: list[int] = []
@@ -64,5 +65,5 @@ class PayloadRows:
         self.payload = new
 
     def _zeros(self, pages: int) -> PagePayload:
-        made = PagePayload.zeros(self.codec, pages, *self._shape, self._dtype, self._device)
+        made = PagePayload.zeros(self.codec, pages, *self._shape, self._dtype, self._device, self._v_dim)
         return made.apply(torch.Tensor.pin_memory) if self._pinned else made

@@ -37,17 +37,39 @@ class PagedStore:
         dtype: torch.dtype,
         blocks: int,
         device: torch.device | str = "cpu",
+        v_dim: int | None = None,
+        v_from_k: int = 0,
     ) -> None:
+        """Allocate nothing yet.
+
+        Args:
+            layers: Layers of the model.
+            kv_heads: Heads of K and V.
+            head_dim: Channels of a K head.
+            page_tokens: Token slots of a page.
+            dtype: The model's.
+            blocks: Block slots.
+            device: Where pages live.
+            v_dim: Channels of a V head where it differs from K's.
+            v_from_k: V is not stored: it is K's first `v_from_k` channels (latent attention).
+        """
         self.layers, self.blocks = layers, blocks
         self.page_shape = (kv_heads, page_tokens, head_dim)
+        self._v_from_k = v_from_k
+        self._stored_v = 0 if v_from_k else head_dim if v_dim is None else v_dim
         self.dtype, self.device = dtype, torch.device(device)
-        self._rows = [PayloadRows(codec, self.page_shape, dtype, self.device) for codec in CODECS]
+        self._rows = [PayloadRows(codec, self.page_shape, dtype, self.device, v_dim=self._stored_v) for codec in CODECS]
         self._codec = np.full(layers * blocks, ABSENT, np.int32)  # by page id = layer * blocks + block
         self._row = np.zeros(layers * blocks, np.int32)
         self._pool: PagePool | None = None
-        self.host = HostPages(self.page_shape, dtype, layers * blocks, self.device)
+        self.host = HostPages(self.page_shape, dtype, layers * blocks, self.device, self._stored_v)
 
     # --- what is here
+
+    @property
+    def v_dim(self) -> int:
+        """Channels of V as attention reads it."""
+        return self._v_from_k or self._stored_v
 
     def page_ids(self, layers: ArrayLike, blocks: ArrayLike) -> I8:
         """Ids of pages in the pool's page tables, (n,)."""
@@ -68,7 +90,7 @@ class PagedStore:
             payloads = {rows.codec: rows.payload for rows in self._rows if rows.used}
             if payloads:
                 to_device = partial(torch.tensor, device=self.device)
-                self._pool = PagePool(payloads, to_device(self._codec), to_device(self._row))
+                self._pool = PagePool(payloads, to_device(self._codec), to_device(self._row), self._v_from_k)
         return self._pool
 
     # --- change
@@ -92,7 +114,7 @@ class PagedStore:
             blocks: (T,) block slot of each token; each page absent or native.
             offsets: (T,) token slot within the page.
             k: (T, H_kv, D) float.
-            v: (T, H_kv, D) float.
+            v: (T, H_kv, D_v) float; not looked at where V is part of K.
         """
         ids = self.page_ids(layer, blocks)
         codecs = self._codec[ids]
@@ -103,7 +125,8 @@ class PagedStore:
         payload = self._rows[NATIVE].payload
         where = self._index(self._row[ids]), slice(None), self._index(offsets)
         payload.k[where] = k.to(self.dtype)
-        payload.v[where] = v.to(self.dtype)
+        if not self._v_from_k:
+            payload.v[where] = v.to(self.dtype)
 
     def encode(self, layers: ArrayLike, blocks: ArrayLike, codec: int) -> None:
         """Move pages down the ladder, to `CODECS[codec]`; all must be here."""
@@ -141,23 +164,13 @@ class PagedStore:
     # --- read
 
     def gather(self, layers: ArrayLike, blocks: ArrayLike) -> tuple[Tensor, Tensor]:
-        """Dequantised K and V of pages, each (n, H_kv, page_tokens, D) in the model's dtype."""
-        ids = self._resident(layers, blocks)
-        codecs = self._codec[ids]
-        used = np.unique(codecs).tolist()
-        if len(used) == 1:
-            return decode(self._rows[used[0]].payload.select(self._index(self._row[ids])), self.dtype)
-        k = torch.empty(len(ids), *self.page_shape, dtype=self.dtype, device=self.device)
-        v = torch.empty_like(k)
-        for codec in used:
-            chosen = np.flatnonzero(codecs == codec)
-            pages = self._rows[codec].payload.select(self._index(self._row[ids[chosen]]))
-            k[self._index(chosen)], v[self._index(chosen)] = decode(pages, self.dtype)
-        return k, v
+        """Dequantised K and V of pages, (n, H_kv, page_tokens, D) and (…, D_v) in the model's dtype."""
+        k, v = self._decode(self._resident(layers, blocks))
+        return k, k[..., : self._v_from_k] if self._v_from_k else v
 
     def measure(self, layers: ArrayLike, blocks: ArrayLike) -> tuple[Tensor, Tensor]:
         """Mean keys (n, H_kv, D) and every codec's relative error (n, K), fp32, of full native pages."""
-        k, v = self.gather(layers, blocks)
+        k, v = self._decode(self._resident(layers, blocks))
         errors = [codec_error(k, v, codec) for codec in CODECS[1:]]
         return k.float().mean(2), torch.stack([torch.zeros_like(errors[0]), *errors], dim=1)
 
@@ -174,14 +187,29 @@ class PagedStore:
     def put(self, layers: ArrayLike, blocks: ArrayLike, codec: int, flat: Tensor) -> None:
         """Store pages that another rank took; `flat` is (n, page_bytes) uint8."""
         ids = self.page_ids(layers, blocks)
-        pages = PagePayload.from_bytes(flat.to(self.device), CODECS[codec], *self.page_shape, self.dtype)
+        flat = flat.to(self.device)
+        pages = PagePayload.from_bytes(flat, CODECS[codec], *self.page_shape, self.dtype, self._stored_v)
         self._place(ids, codec, pages)
 
     def page_bytes(self, codec: int) -> int:
         """Bytes of one page in `CODECS[codec]`."""
-        return page_bytes(CODECS[codec], *self.page_shape, self.dtype)
+        return page_bytes(CODECS[codec], *self.page_shape, self.dtype, self._stored_v)
 
     # --- internals
+
+    def _decode(self, ids: I8) -> tuple[Tensor, Tensor]:
+        """K and V of pages as they are stored."""
+        codecs = self._codec[ids]
+        used = np.unique(codecs).tolist()
+        if len(used) == 1:
+            return decode(self._rows[used[0]].payload.select(self._index(self._row[ids])), self.dtype)
+        k = torch.empty(len(ids), *self.page_shape, dtype=self.dtype, device=self.device)
+        v = k.new_empty(*k.shape[:3], self._stored_v)
+        for codec in used:
+            chosen = np.flatnonzero(codecs == codec)
+            pages = self._rows[codec].payload.select(self._index(self._row[ids[chosen]]))
+            k[self._index(chosen)], v[self._index(chosen)] = decode(pages, self.dtype)
+        return k, v
 
     def _resident(self, layers: ArrayLike, blocks: ArrayLike) -> I8:
         ids = self.page_ids(layers, blocks)
