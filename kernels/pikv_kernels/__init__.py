@@ -1,6 +1,12 @@
 """Floor 0 of PiKV: tensor functions on KV pages, without state. Triton loads only when a kernel runs."""
 
-from pikv_kernels.attention import paged_decode_attention, partial_attention, torch_paged_decode
+from pikv_kernels.attention import (
+    page_mass,
+    paged_decode_attention,
+    paged_decode_partials,
+    partial_attention,
+    torch_paged_decode,
+)
 from pikv_kernels.codecs import codec_error, decode, encode, reencode
 from pikv_kernels.merge import merge_partials
 from pikv_kernels.payload import CODECS, FieldSpec, PagePayload, check_codec, page_bytes, payload_fields
@@ -17,7 +23,9 @@ __all__ = [
     "encode",
     "merge_partials",
     "page_bytes",
+    "page_mass",
     "paged_decode_attention",
+    "paged_decode_partials",
     "partial_attention",
     "payload_fields",
     "reencode",

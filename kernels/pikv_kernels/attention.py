@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from pikv_kernels.codecs import decode
+from pikv_kernels.dispatch import use_triton
 from pikv_kernels.payload import CODECS, PagePayload
 from pikv_kernels.pool import PagePool
 
@@ -54,9 +54,7 @@ def paged_decode_attention(
 ) -> tuple[Tensor, ...]:
     """Attend with one query token per row to the pages that its page table lists.
 
-    Runs the Triton kernel on CUDA tensors and torch on others. ``PIKV_TRITON=off`` always takes torch;
-    ``PIKV_TRITON=interpret`` takes the kernel on CPU tensors too and needs ``TRITON_INTERPRET=1`` from the
-    start of the process (tests).
+    Runs the Triton kernels on CUDA tensors and torch on others, see `dispatch.use_triton`.
 
     Args:
         q: ``(rows, query_heads, head_dim)`` float. Query heads are grouped: head h reads KV head
@@ -78,16 +76,70 @@ def paged_decode_attention(
     Raises:
         ValueError: Shapes that do not fit together, or an unknown ``PIKV_TRITON``.
     """
-    _check_decode(q, pool, page_table, tokens_in_page, first_token)
-    if _use_triton(q) and first_token is None and pool.v_dim == pool.shape[2]:
-        from pikv_kernels.triton_attention import triton_paged_decode  # triton may be missing elsewhere
+    out, lse, page_lse = paged_decode_partials(
+        q, pool, page_table, tokens_in_page, scale, page_lse=mass, first_token=first_token
+    )
+    return (out, lse) if page_lse is None else (out, lse, page_mass(page_lse, lse))
 
-        out, lse, page_mass = triton_paged_decode(q, pool, page_table, tokens_in_page, scale, mass=mass)
-    else:  # the kernel knows neither two widths nor windows
-        out, lse, page_mass = torch_paged_decode(
-            q, pool, page_table, tokens_in_page, scale, mass=mass, first_token=first_token
-        )
-    return (out, lse, page_mass) if page_mass is not None else (out, lse)
+
+def paged_decode_partials(
+    q: Tensor,
+    pool: PagePool,
+    page_table: Tensor,
+    tokens_in_page: Tensor,
+    scale: float,
+    *,
+    page_lse: bool = False,
+    first_token: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`paged_decode_attention` for a part of what a query reads: with what merging attention mass needs too.
+
+    Args:
+        q: As `paged_decode_attention`, like all that is not named here.
+        pool: Where the pages are.
+        page_table: ``(rows, max_pages)`` int32.
+        tokens_in_page: ``(rows, max_pages)`` int32.
+        scale: Factor of the scores.
+        page_lse: Also return each page's own log-sum-exp. Once the parts' lse are merged, `page_mass` turns them into
+            shares of the whole.
+        first_token: ``(rows, max_pages)`` int32 or None.
+
+    Returns:
+        ``out (rows, query_heads, v_dim)``, ``lse (rows, query_heads)`` and ``(rows, query_heads, max_pages)`` or None;
+        fp32, natural log, -inf where nothing was read.
+
+    Raises:
+        ValueError: As `paged_decode_attention`.
+    """
+    _check_decode(q, pool, page_table, tokens_in_page, first_token)
+    # V that is part of K (latent attention) is read by torch: its heads are too wide for the kernel's tiles.
+    if use_triton(q) and pool.v_from_k == 0:
+        from pikv_kernels.triton_attention import triton_paged_decode as decode_pages  # triton may be missing
+    else:
+        decode_pages = torch_paged_decode
+    return decode_pages(q, pool, page_table, tokens_in_page, scale, page_lse=page_lse, first_token=first_token)
+
+
+def page_mass(page_lse: Tensor, lse: Tensor) -> Tensor:
+    """Each page's share of a softmax, averaged over query heads.
+
+    Args:
+        page_lse: ``(rows, query_heads, pages)`` fp32, -inf where a page was not read.
+        lse: ``(rows, query_heads)`` fp32 of the whole softmax, -inf where it is empty.
+
+    Returns:
+        ``(rows, pages)`` fp32.
+
+    Raises:
+        ValueError: The leading shapes differ.
+    """
+    if page_lse.shape[:2] != lse.shape:
+        raise ValueError(f"page_lse {tuple(page_lse.shape)} must be lse {tuple(lse.shape)} plus a page axis")
+    if use_triton(page_lse):
+        from pikv_kernels.triton_merge import triton_page_mass
+
+        return triton_page_mass(page_lse, lse)
+    return torch.exp(page_lse - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(2)).mean(1)
 
 
 def torch_paged_decode(
@@ -97,10 +149,10 @@ def torch_paged_decode(
     tokens_in_page: Tensor,
     scale: float,
     *,
-    mass: bool,
+    page_lse: bool,
     first_token: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The torch reference of `paged_decode_attention`, on any device; mass is None unless asked for."""
+    """`paged_decode_partials` in torch, on any device."""
     rows, max_pages = page_table.shape
     heads, page_tokens, _ = pool.shape
     slot = torch.arange(page_tokens, device=q.device)
@@ -114,8 +166,10 @@ def torch_paged_decode(
     grouped_q = q.float().reshape(rows, heads, q.shape[1] // heads, q.shape[2]) * scale
     scores = grouped_q @ k.transpose(2, 3)
     probs, lse = _softmax(scores.masked_fill_(unread[:, None, None], -torch.inf))
-    page_mass = probs.view(rows, q.shape[1], max_pages, page_tokens).sum(3).mean(1) if mass else None
-    return (probs @ v).view(*q.shape[:2], pool.v_dim), lse.view(q.shape[:2]), page_mass
+    out, lse = (probs @ v).view(*q.shape[:2], pool.v_dim), lse.view(q.shape[:2])
+    if not page_lse:
+        return out, lse, None
+    return out, lse, probs.view(*q.shape[:2], max_pages, page_tokens).sum(3).log_() + lse.unsqueeze(2)
 
 
 def partial_attention(
@@ -214,13 +268,6 @@ def _hidden_keys(
         return ~mask_or_causal_offset[part]
     last_seen = torch.arange(part.start, part.stop, device=device) + mask_or_causal_offset
     return torch.arange(keys, device=device) > last_seen.unsqueeze(1)
-
-
-def _use_triton(q: Tensor) -> bool:
-    choice = os.environ.get("PIKV_TRITON", "auto")
-    if choice not in ("auto", "off", "interpret"):
-        raise ValueError(f"PIKV_TRITON must be auto, off or interpret, got {choice!r}")
-    return choice == "interpret" or (choice == "auto" and q.is_cuda)
 
 
 def _check_decode(

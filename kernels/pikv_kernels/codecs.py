@@ -3,6 +3,7 @@
 All functions work on a batch of pages: ``k`` and ``v`` are float tensors
 ``(pages, heads, page_tokens, head_dim)``; V may have another width than K, or none.
 
+``fp8`` stores float8_e4m3fn values, K scaled per head and channel, V per head and token, so that the largest is 448.
 Integer codecs store unsigned codes. K is asymmetric, ``zero + scale * code`` per head and channel: its
 channels are biased. V is symmetric, ``scale * (code - levels / 2)`` per head, token and channel group: its
 groups are not, and a zero there costs more bytes than the error it saves (at 4 bits: 0.5 bit per value for a
@@ -26,7 +27,7 @@ from pikv_kernels.payload import (
 
 __all__ = ["CODECS", "PagePayload", "codec_error", "decode", "encode", "page_bytes", "reencode"]
 
-_FP16_MAX = 65504.0
+_FP16_MAX, _FP8_MAX = 65504.0, 448.0
 # Half a unit in the last place of fp16: relative for normal numbers, absolute for subnormal ones.
 _FP16_HALF_ULP, _FP16_TINY_HALF_ULP = 2.0**-11, 2.0**-25
 
@@ -36,14 +37,14 @@ def encode(codec: str, k: Tensor, v: Tensor) -> PagePayload:
 
     Args:
         codec: One of `CODECS`.
-        k: ``(pages, heads, page_tokens, head_dim)`` float, finite. Integer codecs saturate beyond +-65504.
+        k: ``(pages, heads, page_tokens, head_dim)`` float, finite. Codes saturate beyond +-65504.
         v: Same dtype, and the same shape but for head_dim, which may be another one or 0.
 
     Returns:
         A payload that shares no memory with the input unless the codec is the input's own dtype.
 
     Raises:
-        ValueError: Unknown codec, mismatched or non-4D tensors, or ``int4`` with an odd width.
+        ValueError: Unknown codec, mismatched or non-4D tensors, or a width whose codes do not fill whole bytes.
     """
     check_codec(codec)
     if k.ndim != 4 or k.shape[:3] != v.shape[:3] or v.ndim != 4 or k.dtype != v.dtype:
@@ -51,16 +52,19 @@ def encode(codec: str, k: Tensor, v: Tensor) -> PagePayload:
             "k and v must share one shape (pages, heads, page_tokens, any width) and dtype, "
             f"got {tuple(k.shape)} {k.dtype} and {tuple(v.shape)} {v.dtype}"
         )
-    if codec not in CODE_BITS:
+    if codec in ("native", "bf16"):
         dtype = k.dtype if codec == "native" else torch.bfloat16
         return PagePayload(codec, k.to(dtype), v.to(dtype))
     _, heads, page_tokens, head_dim = k.shape
     payload_fields(codec, heads, page_tokens, head_dim, k.dtype, v.shape[3])
-    k_codes, k_scale, k_zero = _quantise_channels(k.float(), CODE_BITS[codec])
-    v_codes, v_scale = _quantise_tokens(v.float(), CODE_BITS[codec], v_group_channels(codec, v.shape[3]))
-    if codec == "int4":
-        k_codes, v_codes = _pack_nibbles(k_codes), _pack_nibbles(v_codes)
-    return PagePayload(codec, k_codes, v_codes, k_scale, k_zero, v_scale)
+    if codec == "fp8":
+        k_codes, k_scale = _fp8_codes(k.float(), 2)
+        v_codes, v_scale = _fp8_codes(v.float(), 3)
+        return PagePayload(codec, k_codes, v_codes, k_scale.squeeze(2), None, v_scale)
+    bits = CODE_BITS[codec]
+    k_codes, k_scale, k_zero = _quantise_channels(k.float(), bits)
+    v_codes, v_scale = _quantise_tokens(v.float(), bits, v_group_channels(codec, v.shape[3]))
+    return PagePayload(codec, _packed(k_codes, bits), _packed(v_codes, bits), k_scale, k_zero, v_scale)
 
 
 def decode(payload: PagePayload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -73,19 +77,19 @@ def decode(payload: PagePayload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     Returns:
         ``(k, v)``, each ``(pages, heads, page_tokens, head_dim)``.
     """
-    if payload.codec not in CODE_BITS:
+    if payload.codec in ("native", "bf16"):
         return payload.k.to(dtype), payload.v.to(dtype)
-    assert payload.k_scale is not None and payload.k_zero is not None and payload.v_scale is not None
-    k_codes, v_codes = payload.k, payload.v
-    if payload.codec == "int4":
-        k_codes, v_codes = _unpack_nibbles(k_codes), _unpack_nibbles(v_codes)
-    k_scale, k_zero = payload.k_scale.float().unsqueeze(2), payload.k_zero.float().unsqueeze(2)
-    k = k_codes.float()
-    torch.addcmul(k_zero, k, k_scale, out=k)  # in place: a fresh buffer costs more than the arithmetic
-    v_scale = payload.v_scale.float().unsqueeze(4)
-    middle = (2 ** CODE_BITS[payload.codec] - 1) / 2
+    assert payload.k_scale is not None and payload.v_scale is not None
+    k_scale, v_scale = payload.k_scale.float().unsqueeze(2), payload.v_scale.float().unsqueeze(4)
+    if payload.k_zero is None:
+        k, v = (codes.view(torch.float8_e4m3fn).float() for codes in (payload.k, payload.v))
+        return k.mul_(k_scale).to(dtype), v.mul_(v_scale.squeeze(4)).to(dtype)
+    bits = CODE_BITS[payload.codec]
+    k = _unpacked(payload.k, bits).float()
+    torch.addcmul(payload.k_zero.float().unsqueeze(2), k, k_scale, out=k)  # a fresh buffer costs more than this
+    v_codes = _unpacked(payload.v, bits)
     group = v_group_channels(payload.codec, v_codes.shape[3])
-    v = v_codes.float().sub_(middle).unflatten(3, (v_scale.shape[3], group)).mul_(v_scale).flatten(3)
+    v = v_codes.float().sub_((2**bits - 1) / 2).unflatten(3, (v_scale.shape[3], group)).mul_(v_scale).flatten(3)
     return k.to(dtype), v.to(dtype)
 
 
@@ -160,10 +164,25 @@ def _divisor(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, scale, 1).float()
 
 
-def _pack_nibbles(codes: Tensor) -> Tensor:
-    low, high = codes.chunk(2, dim=-1)
-    return low | (high << 4)
+def _fp8_codes(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Bit patterns of fp32 values in fp8 (rounded to the nearest even), and scales that use its range along an axis."""
+    largest = x.abs().amax(axis, keepdim=True) if x.shape[axis] else x.new_zeros(*x.shape[:axis], 0)
+    scale = _fp16_not_below(largest / _FP8_MAX)
+    scaled = (x / _divisor(scale)).clamp_(-_FP8_MAX, _FP8_MAX)
+    return scaled.to(torch.float8_e4m3fn).view(torch.uint8), scale
 
 
-def _unpack_nibbles(packed: Tensor) -> Tensor:
-    return torch.cat((packed & 15, packed >> 4), dim=-1)
+def _packed(codes: Tensor, bits: int) -> Tensor:
+    """Several codes in a byte: the first part of the channels in the lowest bits of all bytes, and so on."""
+    if bits == 8:
+        return codes
+    first, *others = codes.chunk(8 // bits, dim=-1)
+    for i, part in enumerate(others, start=1):
+        first = first | (part << (i * bits))
+    return first
+
+
+def _unpacked(packed: Tensor, bits: int) -> Tensor:
+    if bits == 8:
+        return packed
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], dim=-1)

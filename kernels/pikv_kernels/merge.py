@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pikv_kernels.dispatch import use_triton
+
 
 def merge_partials(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """Combine attention over disjoint key sets into attention over their union, in fp32.
@@ -22,6 +24,10 @@ def merge_partials(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """
     if outs.shape[:-1] != lses.shape:
         raise ValueError(f"outs {tuple(outs.shape)} must be lses {tuple(lses.shape)} plus a head_dim axis")
+    if use_triton(outs):
+        from pikv_kernels.triton_merge import triton_merge_partials  # triton may be missing elsewhere
+
+        return triton_merge_partials(outs, lses)
     outs, lses = outs.float(), lses.float()
     lse = torch.logsumexp(lses, dim=0)
     weights = torch.exp(lses - lse.masked_fill(lse == -torch.inf, 0.0))

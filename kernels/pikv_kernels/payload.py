@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CODECS: tuple[str, ...] = ("native", "bf16", "int8", "int4")
-"""Codec names in ladder order: a sealed page only ever moves to the right."""
+CODECS: tuple[str, ...] = ("native", "bf16", "int8", "fp8", "int4", "int2")
+"""Codec names, most bytes and least error first: a sealed page only ever moves to the right."""
 
-INT4_GROUP_CHANNELS = 32
-"""Channels that share one V scale in ``int4``; fewer, their common divisor, where head_dim is no multiple."""
+GROUP_CHANNELS = 32
+"""Channels that share one V scale below 8 bits; fewer, their common divisor, where head_dim is no multiple."""
 
-CODE_BITS: dict[str, int] = {"int8": 8, "int4": 4}
-"""Bits of one stored value, for the codecs that store codes."""
+CODE_BITS: dict[str, int] = {"int8": 8, "int4": 4, "int2": 2}
+"""Bits of one stored value, for the codecs that store integer codes."""
 
 
 class FieldSpec(NamedTuple):
@@ -59,33 +59,36 @@ def payload_fields(
         v_dim: Channels of a V head where it differs from K's; 0 where V is not stored at all.
 
     Raises:
-        ValueError: Unknown codec, or ``int4`` with an odd head_dim or v_dim.
+        ValueError: Unknown codec, or a head_dim or v_dim whose codes do not fill whole bytes.
     """
     check_codec(codec)
     v_dim = head_dim if v_dim is None else v_dim
-    if codec not in CODE_BITS:
+    if codec in ("native", "bf16"):
         dtype = native_dtype if codec == "native" else torch.bfloat16
         return (
             FieldSpec("k", dtype, (heads, page_tokens, head_dim)),
             FieldSpec("v", dtype, (heads, page_tokens, v_dim)),
         )
+    bits = CODE_BITS.get(codec, 8)
     for name, channels in (("head_dim", head_dim), ("v_dim", v_dim)):
-        if codec == "int4" and channels % 2:
-            raise ValueError(f"int4 packs two channels in a byte: {name} must be even, got {channels}")
+        if channels * bits % 8:
+            per_byte = 8 // bits
+            raise ValueError(f"{codec} packs {per_byte} channels in a byte: {name} must be a multiple, got {channels}")
     k_side = (heads, head_dim)
     v_side = (heads, page_tokens, v_dim // v_group_channels(codec, v_dim))
-    return (
-        FieldSpec("k", torch.uint8, (heads, page_tokens, head_dim * CODE_BITS[codec] // 8)),
-        FieldSpec("v", torch.uint8, (heads, page_tokens, v_dim * CODE_BITS[codec] // 8)),
+    fields = (
+        FieldSpec("k", torch.uint8, (heads, page_tokens, head_dim * bits // 8)),
+        FieldSpec("v", torch.uint8, (heads, page_tokens, v_dim * bits // 8)),
         FieldSpec("k_scale", torch.float16, k_side),
         FieldSpec("k_zero", torch.float16, k_side),
         FieldSpec("v_scale", torch.float16, v_side),
     )
+    return tuple(field for field in fields if codec != "fp8" or field.name != "k_zero")
 
 
 def v_group_channels(codec: str, v_dim: int) -> int:
-    """Channels that share one V scale: the whole head for ``int8``, up to 32 for ``int4``; at least 1."""
-    return max(1, math.gcd(v_dim, INT4_GROUP_CHANNELS) if codec == "int4" else v_dim)
+    """Channels that share one V scale: the whole head at 8 bits, up to 32 below; at least 1."""
+    return max(1, math.gcd(v_dim, GROUP_CHANNELS) if CODE_BITS.get(codec, 8) < 8 else v_dim)
 
 
 def page_bytes(
@@ -103,21 +106,21 @@ def page_bytes(
 class PagePayload:
     """A batch of pages in one codec; every tensor has a leading page axis.
 
-    The integer codecs store codes in ``k`` and ``v``. In ``int4`` a byte holds two channels: the low nibble
-    one of the first half of head_dim, the high nibble its counterpart in the second half, so that unpacking
-    needs no interleave.
+    ``fp8`` stores bit patterns of float8_e4m3fn in ``k`` and ``v``, the integer codecs unsigned codes. Where several
+    codes share a byte, the lowest bits of all bytes hold the first half (or quarter) of the channels, and so on:
+    whoever unpacks them need not interleave.
     """
 
     codec: str
     """One of `CODECS`."""
     k: Tensor
-    """``(pages, heads, page_tokens, head_dim)``; half as wide, uint8, for ``int4``."""
+    """``(pages, heads, page_tokens, head_dim)``; uint8, and narrower where codes share a byte, for codes."""
     v: Tensor
     """As ``k``, but perhaps of another width; of width 0 where V is not stored (see `PagePool.v_from_k`)."""
     k_scale: Tensor | None = None
-    """``(pages, heads, head_dim)`` fp16; None for float codecs, like the two below."""
+    """``(pages, heads, head_dim)`` fp16; None for ``native`` and ``bf16``, like the two below."""
     k_zero: Tensor | None = None
-    """``(pages, heads, head_dim)`` fp16."""
+    """``(pages, heads, head_dim)`` fp16; of the integer codecs only."""
     v_scale: Tensor | None = None
     """``(pages, heads, page_tokens, groups)`` fp16."""
 

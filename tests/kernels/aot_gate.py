@@ -1,77 +1,120 @@
-"""Compile the paged kernel for GPUs that are not here; print one JSON object per build.
+"""Compile every kernel, as its launcher launches it, for GPUs that are not here; print one JSON object per build.
 
-Run without TRITON_INTERPRET: one process cannot both interpret and compile.
+Run without TRITON_INTERPRET: one process cannot both interpret and compile. The launchers run on CPU tensors, and what
+they would launch is compiled instead: the builds are those of real calls, argument types and all.
+
+    python tests/kernels/aot_gate.py [--arch 80 90 100] [--only SUBSTRING] [--write resources.json]
 """
 
 from __future__ import annotations
 
-import inspect
+import argparse
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 import triton
+from aot_builds import BUILDS
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
-from pikv_kernels import CODECS, PagePayload, PagePool
-from pikv_kernels.triton_attention import launch_constants, paged_decode_kernel
+ARCHS = (80, 90, 100)
+OPTIONS = ("num_warps", "num_stages")
+POINTERS = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8",
+    torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
+}  # fmt: skip
+Launch = tuple[JITFunction, dict[str, Any]]
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
-FP32_POINTERS = ("out", "lse", "page_lse")
-INT_POINTERS = ("page_table", "tokens_in_page", "slot_codec", "slot_row")
+
+@contextmanager
+def launches() -> Iterator[list[Launch]]:
+    """Collects (kernel, arguments by name) instead of launching."""
+    seen: list[Launch] = []
+
+    def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        names = list(kernel.signature.parameters)
+        seen.append((kernel, dict(zip(names, args, strict=False)) | kwargs))
+
+    original, JITFunction.run = JITFunction.run, record
+    try:
+        yield seen
+    finally:
+        JITFunction.run = original
 
 
-def source(codecs: tuple[str, ...], dtype: torch.dtype, query_heads: int, mass: bool) -> ASTSource:
-    pool = PagePool.of([PagePayload.zeros(codec, 1, 8, 16, 128, dtype) for codec in codecs])
-    constants = launch_constants(pool, torch.zeros(1, query_heads, 128, dtype=dtype), mass)
-    names = list(inspect.signature(paged_decode_kernel.fn).parameters)
-    signature = {name: "constexpr" if name in constants else _type_of(name, dtype) for name in names}
+def source(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
+    constants = {p.name: arguments[p.name] for p in kernel.params if p.is_constexpr}
+    names = list(kernel.signature.parameters)
+    signature = {name: "constexpr" if name in constants else _type_of(arguments[name]) for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
-    return ASTSource(paged_decode_kernel, signature, constants, aligned)
+    return ASTSource(kernel, signature, {(names.index(n),): value for n, value in constants.items()}, aligned)
 
 
-def _type_of(name: str, dtype: torch.dtype) -> str:
-    if name in FP32_POINTERS:
-        return "*fp32"
-    if name in INT_POINTERS:
-        return "*i32"
-    if name == "scale":
-        return "fp32"
-    if name in ("rows", "max_pages", "pages_per_split"):
-        return "i32"
-    codec, _, field = name.partition("_")
-    if codec not in CODECS:
-        return POINTERS[dtype]
-    return POINTERS[getattr(PagePayload.zeros(codec, 1, 1, 16, 32, dtype), field).dtype]
+def _type_of(argument: Any) -> str:
+    if isinstance(argument, torch.Tensor):
+        return POINTERS[argument.dtype]
+    return "fp32" if isinstance(argument, float) else "i32"
 
 
 def resources(cubin: bytes) -> dict[str, int]:
+    """Registers and bytes of stack and shared memory; counts of some instructions of the whole kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = subprocess.check_output([knobs.nvidia.cuobjdump.path, "-res-usage", file.name], text=True)
         sass = subprocess.check_output([knobs.nvidia.nvdisasm.path, file.name], text=True)
-    found = {name.lower(): int(n) for name, n in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
-    return found | {
-        "local": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
-        "tensor_core": len(re.findall(r"\bHMMA\b|\bWGMMA\b|\bHGMMA\b", sass)),
+    found = {name.lower(): int(n) for name, n in re.findall(r"(REG|STACK):(\d+)", usage)}
+    patterns = {
+        "local": r"\b(?:STL|LDL)\b",
+        "tensor_core": r"\b(?:HMMA|WGMMA|HGMMA|UTCHMMA)\b",
+        "wide_loads": r"\b(?:LDG|LDGSTS)\.\S*128",
+        "instructions": r"/\*[0-9a-f]{4,}\*/\s+\S",
     }
+    return found | {name: len(re.findall(pattern, sass)) for name, pattern in patterns.items()}
 
 
-BUILDS = {
-    "bf16 model": (("native", "int8"), torch.bfloat16, 32, False),
-    "fp16 model, all codecs, mass": (CODECS, torch.float16, 32, True),
-    "fp32 model, all codecs, mass": (CODECS, torch.float32, 32, True),
-}
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="*", default=ARCHS)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--write", type=Path, help="the table that the tests compare with")
+    parser.add_argument("--sass", type=Path, help="write the machine code of each build into this folder")
+    arguments = parser.parse_args()
+    rows = []
+    for name, call in BUILDS.items():
+        if arguments.only not in name:
+            continue
+        with launches() as seen:
+            call()
+        for kernel, bound in seen:
+            options = {name: bound[name] for name in OPTIONS if name in bound}
+            for arch in arguments.arch:
+                built = triton.compile(source(kernel, bound), target=GPUTarget("cuda", arch, 32), options=options)
+                row = {"build": name, "kernel": kernel.fn.__name__, "arch": arch, "shared": built.metadata.shared}
+                rows.append(row | resources(built.asm["cubin"]))
+                print(json.dumps(rows[-1]))
+                sys.stdout.flush()
+                if arguments.sass is not None:
+                    stem = re.sub(r"\W+", "-", f"{name} {kernel.fn.__name__} {arch}")
+                    (arguments.sass / f"{stem}.ttgir").write_text(built.asm["ttgir"])
+                    cubin = arguments.sass / f"{stem}.cubin"
+                    cubin.write_bytes(built.asm["cubin"])
+                    sass = subprocess.check_output([knobs.nvidia.nvdisasm.path, cubin], text=True)
+                    (arguments.sass / f"{stem}.sass").write_text(sass)
+    if arguments.write is not None:
+        lines = ",\n ".join(json.dumps(row) for row in rows)
+        arguments.write.write_text(f"[{lines}]\n")
+
 
 if __name__ == "__main__":
-    for arch in (80, 90):
-        for name, build in BUILDS.items():
-            compiled = triton.compile(source(*build), target=GPUTarget("cuda", arch, 32), options={"num_warps": 4})
-            print(json.dumps({"arch": arch, "build": name} | resources(compiled.asm["cubin"])))
-            sys.stdout.flush()
+    main()

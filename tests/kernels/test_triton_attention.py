@@ -12,7 +12,7 @@ import pytest
 import torch
 from kernel_reference import make_case, poisoned, reference_decode
 
-from pikv_kernels import CODECS, PagePool, paged_decode_attention
+from pikv_kernels import CODECS, PagePool, page_mass, paged_decode_attention
 
 pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
@@ -60,9 +60,8 @@ def test_kernel_splits_merge_to_the_whole(splits):
     from pikv_kernels.triton_attention import triton_paged_decode
 
     case = make_case(("native", "int8"), rows=2, query_heads=2, heads=1, max_pages=5)
-    for result, reference in zip(
-        triton_paged_decode(*case.args, mass=True, splits=splits), reference_decode(case), strict=True
-    ):
+    out, lse, page_lse = triton_paged_decode(*case.args, page_lse=True, splits=splits)
+    for result, reference in zip((out, lse, page_mass(page_lse, lse)), reference_decode(case), strict=True):
         torch.testing.assert_close(result.double(), reference, rtol=1e-4, atol=2e-5)
 
 

@@ -41,7 +41,8 @@ def test_pages_keep_their_widths_through_every_form(codec, v_dim, v_from_k):
     for ours, theirs in zip(room.tensors().values(), payload.tensors().values(), strict=True):
         assert torch.equal(ours, theirs)
     back_k, back_v = decode(payload, torch.float32)
-    assert (back_k - k).abs().max() < 0.5 and (v_dim == 0 or (back_v - v).abs().max() < 0.5)
+    off_by = 1.4 if codec == "int2" else 0.5  # half a third of the range of a channel or token
+    assert (back_k - k).abs().max() < off_by and (v_dim == 0 or (back_v - v).abs().max() < off_by)
     assert reencode(encode("native", k, v), codec).nbytes == payload.nbytes
 
 
@@ -93,7 +94,7 @@ def test_what_does_not_fit_is_refused():
     k, v = pages(V_DIM)
     with pytest.raises(ValueError, match=r"v_from_k=0: V is stored 0 wide"):
         PagePool.of([encode("native", k, v[..., :0])])
-    with pytest.raises(ValueError, match="v_dim must be even, got 3"):
+    with pytest.raises(ValueError, match="v_dim must be a multiple, got 3"):
         encode("int4", k, v[..., :3])
     with pytest.raises(ValueError, match=r"k and v must share one shape"):
         encode("native", k, v[:, :1])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pikv_kernels import CODECS, codec_error, decode, encode, page_bytes
+from pikv_kernels import codec_error, decode, encode, page_bytes
 from pikv_runtime.cache import CentroidTable, PageDirectory, PagedStore, Shadows
-from pikv_runtime.ledger.state import Event
+from pikv_runtime.ledger.state import CODECS, Event
 from pikv_runtime.transport import LocalTransport
 
 LAYERS, HEADS, DIM, TOKENS, BLOCKS = 3, 2, 32, 16, 12

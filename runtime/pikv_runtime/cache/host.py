@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pikv_kernels import CODECS, PagePayload
+from pikv_kernels import PagePayload
 from pikv_runtime.cache.rows import PayloadRows
+from pikv_runtime.ledger.state import CODECS
 
 I8 = NDArray[np.int64]
 ABSENT = -1

@@ -13,13 +13,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pikv_kernels import CODECS, PagePayload, PagePool, codec_error, decode, page_bytes, reencode
+import pikv_kernels
+from pikv_kernels import PagePayload, PagePool, codec_error, decode, page_bytes, reencode
 from pikv_runtime.cache.host import HostPages
 from pikv_runtime.cache.rows import PayloadRows
+from pikv_runtime.ledger.state import CODECS
 
 I8 = NDArray[np.int64]
 I4 = NDArray[np.int32]
 NATIVE, ABSENT = 0, -1
+_POOL_CODECS = np.array([*(pikv_kernels.CODECS.index(codec) for codec in CODECS), ABSENT], np.int32)
+"""Number of each rung of the ledger's ladder among all codecs of the kernels; the last is what is not here."""
 
 
 class PagedStore:
@@ -90,7 +94,9 @@ class PagedStore:
             payloads = {rows.codec: rows.payload for rows in self._rows if rows.used}
             if payloads:
                 to_device = partial(torch.tensor, device=self.device)
-                self._pool = PagePool(payloads, to_device(self._codec), to_device(self._row), self._v_from_k)
+                self._pool = PagePool(
+                    payloads, to_device(_POOL_CODECS[self._codec]), to_device(self._row), self._v_from_k
+                )
         return self._pool
 
     # --- change
