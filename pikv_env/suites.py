@@ -49,6 +49,8 @@ class SuiteSpec:
     """Share of capacity offered."""
     host: float = 0.0
     """Host memory of a rank over its cap."""
+    share_lossy: bool = False
+    """Whether blocks of a lossy context are shared like any other."""
     horizon_s: float = 1800.0
     pressures: tuple[float, ...] = PRESSURES
     families: Mapping[str, tuple[str, ...]] = field(default_factory=_splits)
@@ -66,7 +68,12 @@ class SuiteSpec:
 
     def environment(self) -> dict[str, Any]:
         """The fields of an `EnvConfig` that say on which machine what is served at which load."""
-        runtime = replace(EnvConfig().runtime, slots=self.slots, max_batch_tokens=self.chunk_tokens)
+        runtime = replace(
+            EnvConfig().runtime,
+            slots=self.slots,
+            max_batch_tokens=self.chunk_tokens,
+            share_lossy=self.share_lossy,
+        )
         names = ("profile", "geometry", "token_scale", "ranks", "load", "host")
         return {name: getattr(self, name) for name in names} | {"runtime": runtime}
 
@@ -100,6 +107,12 @@ SERVING_HOST = replace(
     description="suite serving, with host memory of four times the cap for cached blocks",
     host=4.0,
 )
+SERVING_LOSSY = replace(
+    SERVING,
+    id="serving-lossy",
+    description="suite serving, sharing blocks computed over a compressed context, as engines with an fp8 cache do",
+    share_lossy=True,
+)
 OFFLOAD = replace(
     SERVING,
     id="offload",
@@ -108,5 +121,5 @@ OFFLOAD = replace(
     host=8.0,
 )
 SUITES: Registry[SuiteSpec] = Registry("suite")
-for _suite in (LAPTOP, SERVING, SERVING_HOST, OFFLOAD):
+for _suite in (LAPTOP, SERVING, SERVING_HOST, SERVING_LOSSY, OFFLOAD):
     SUITES.add(_suite.id, _suite)

@@ -27,6 +27,7 @@ def test_every_suite_is_an_environment_with_the_whole_axis(name: str) -> None:
         spec.host,
     )
     assert (config.runtime.slots, config.runtime.max_batch_tokens) == (spec.slots, spec.chunk_tokens)
+    assert config.runtime.share_lossy == spec.share_lossy == (name == "serving-lossy")
     assert {s: set(spec.families[s]) for s in spec.families} == {s: set(families_of(s)) for s in spec.families}  # type: ignore[arg-type]
     assert len(spec.all_families()) == len(set(spec.all_families())) == len(FAMILIES.names())
 
