@@ -160,14 +160,15 @@ def _row(
         **{name: found for name, found in schedules.items() if name == "greedy"},
     }
     js = [*everything.values(), *map(_js, rivals.values()), *([s.J for s in one] for one in schedules.values())]
-    feasible = np.min(js, axis=0).tolist()
-    tuned_J = float(np.mean(fixed.least()))
+    feasible = np.min(js, axis=0)
+    least = np.array(fixed.least())
     return {
         "family": family,
         "split": FAMILIES[family].split,
         **reaching(pressure, played[CAPPED]),
         "policies": {name: mean_score(rows) for name, rows in scores.items()},
-        "headroom": (tuned_J - float(np.mean(feasible))) / tuned_J,
+        "headroom": float(1 - np.mean(feasible) / least.mean()),
+        "headroom_by_workload": (1 - feasible / least).tolist(),
         "best_heuristic": heuristic,
         "heuristics": {spec: float(np.mean(_js(played[spec]))) for spec in config.heuristics},
         "static_tuned": tuned,
@@ -175,7 +176,7 @@ def _row(
         "grid": {spec: mean_costs(played[spec]) | {"scores": _js(played[spec])} for spec in grid},
         "grid_intervals": intervals(suite, config.grid, episodes),
         "levers": _levers(fixed, foreseen, schedules),
-        "feasible": feasible,
+        "feasible": feasible.tolist(),
     }
 
 

@@ -45,6 +45,8 @@ def test_headroom_is_of_the_best_that_was_played(found):
         feasible = sum(row["feasible"]) / len(row["feasible"])
         assert feasible <= min(costs["J"] for costs in row["policies"].values()) + 1e-12
         assert row["headroom"] == pytest.approx((tuned - feasible) / tuned) and row["headroom"] >= 0
+        parts = row["headroom_by_workload"]
+        assert len(parts) == 2 and min(parts) - 1e-12 <= row["headroom"] <= max(parts) + 1e-12
         assert tuned <= row["policies"]["static_global"]["J"]
 
 
