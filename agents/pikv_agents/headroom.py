@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def headroom(
     training: Sequence[str] | None = None,
     note: Callable[[str], None] = lambda text: None,
     file: RowFile | None = None,
+    cells: Sequence[tuple[str, float]] | None = None,
 ) -> dict[str, Any]:
     """The headroom table.
 
@@ -44,6 +46,7 @@ def headroom(
             environment's.
         note: Told in words what is being done.
         file: Keeps rows as they are measured; those in it are not measured again.
+        cells: Family and pressure of each row; None: every family at every pressure.
 
     Returns:
         `rows` (see `report.schema.HeadroomRow`; also the heuristic's name, J by workload and the levers),
@@ -64,7 +67,7 @@ def headroom(
     if file is not None and _kept(file, kind="chosen") is None:
         file.add({"kind": "chosen", **chosen})
     rows = []
-    for family, pressure in [(f, p) for f in families for p in config.pressures]:
+    for family, pressure in cells or [(f, p) for f in families for p in config.pressures]:
         row = _kept(file, family=family, pressure=pressure)
         if row is None:
             note(f"{family} at pressure {pressure:g}")
@@ -118,6 +121,8 @@ def _search(
     What an earlier run kept is taken from there, if it is a setting; what was learned is learned again.
     """
     found = {}
+    if config.search_horizon_s is not None:
+        suite = Suite(suite.library, replace(suite.config, horizon_s=config.search_horizon_s), suite.threads)
     for name in config.rivals:
         if name in kept and is_spec(kept[name]["setting"]):
             told = {key: kept[name][key] for key in ("setting", "intervals", "trials", "score")}

@@ -44,14 +44,16 @@ class HeadroomConfig:
     grid: tuple[str, ...] = COARSE_GRID
     """Static settings: what static-global is chosen from, and where the search for static-tuned starts."""
     heuristics: tuple[str, ...] = HEURISTICS
-    lookahead: Lookahead | None = field(default_factory=Lookahead)
+    lookahead: Lookahead | None = field(default_factory=lambda: Lookahead(30, 60))
     """Of greedy schedules; None: none are played."""
-    candidates: int = 6
+    candidates: int = 4
     """Policies that a greedy schedule chooses from: the best in hindsight."""
     rivals: tuple[str, ...] = ()
     """Rivals by search, names in `rivals.SEARCHES`: each finds one policy on the training episodes."""
     budget_intervals: int | None = None
     """Control intervals that each may play; None: as many as choosing static-global took."""
+    search_horizon_s: float | None = None
+    """Arrival horizon of the episodes that rivals search on; None: the suite's. Shorter ones allow more trials."""
     search_seed: int = 0
     """All that searches draw derives from it."""
     rounds: int = 2

@@ -55,7 +55,8 @@ def test_static_global_is_chosen_on_training_families_only(found):
 
 
 def test_static_global_can_be_chosen_from_rows_and_is_the_same(suite, found):
-    apart = headroom(suite, ("needle-onoff",), tiny_headroom(), training=["facts-poisson"])
+    cells = [("needle-onoff", 2.0)]
+    apart = headroom(suite, ("needle-onoff",), tiny_headroom(), training=["facts-poisson"], cells=cells)
     assert (apart["static_global"], apart["grid_intervals"]) == (found["static_global"], found["grid_intervals"])
     assert apart["rows"] == found["rows"][1:]
     given = headroom(suite, ("needle-onoff",), replace(tiny_headroom(), static_global="h2o"))

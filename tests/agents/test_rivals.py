@@ -150,7 +150,7 @@ def test_a_hold_is_worth_what_follows_it() -> None:
 def test_headroom_has_a_column_for_each_rival(pools: Counting) -> None:
     base = tiny_headroom()
     config = HeadroomConfig(base.seeds, base.pressures, base.grid, base.heuristics, base.lookahead, 3,
-                            rivals=("random_search", "linucb"), budget_intervals=1_000,
+                            rivals=("random_search", "linucb"), budget_intervals=1_000, search_horizon_s=30.0,
                             rounds=0, foresight_rounds=None)  # fmt: skip
     suite = Suite(tiny_library(), tiny_env())
     found = headroom(suite, ("facts-poisson",), config)

@@ -25,6 +25,8 @@ class Headroom(Command, StudyOptions):
 
     seeds: int = 3
     """Workloads of every family; quick and scan: 1."""
+    cells: tuple[str, ...] = ()
+    """FAMILY@PRESSURE, in place of every family at every pressure."""
     scan: bool = False
     """One workload of each cell, a short search and no greedy schedule: to find the cells worth the whole."""
     load: tuple[float, float] | None = None
@@ -33,6 +35,8 @@ class Headroom(Command, StudyOptions):
     """Rivals by search, a column each: names as in `docs/commands.md`; or all."""
     budget_intervals: int | None = None
     """Control intervals that each rival may play in training; by default as many as choosing static_global took."""
+    search_horizon_s: float | None = None
+    """Arrival horizon of the episodes that rivals search on, model seconds; by default that of the study."""
     static_global: str | None = None
     """The setting that another run chose; by default it is chosen on the training families."""
     rounds: int | None = None
@@ -50,15 +54,22 @@ class Headroom(Command, StudyOptions):
 
         at_least_one(seeds=self.seeds)
         library, spec, console = open_library(self.library), self.spec(), tables.console()
-        families = playable(self.families, library, spec.all_families())
+        cells = [_cell(text) for text in self.cells]
+        if cells and self.families:
+            raise ValueError("--cells and --families: give one of them")
+        families = playable(tuple(dict.fromkeys(f for f, _ in cells)) or self.families, library, spec.all_families())
         training = playable((), library, spec.families["train"])
         update, close = counted("headroom")
         suite = Suite(library, self.config(families=training), self.threads or default_threads(), update)
         console.print(self.announce(), highlight=False, soft_wrap=True)
         config = self._size(spec.pressures)
         file = self._file(suite, config)
+
+        def note(text: str) -> None:
+            console.log(text, highlight=False)
+
         try:
-            found = headroom(suite, families, config, note=lambda text: console.log(text, highlight=False), file=file)
+            found = headroom(suite, families, config, note=note, file=file, cells=cells or None)
         finally:
             close()
         console.print(tables.headroom(found["rows"]))
@@ -83,13 +94,8 @@ class Headroom(Command, StudyOptions):
             config = HeadroomConfig(tuple(range(self.seeds)), pressures)
         rounds = config.rounds if self.rounds is None else self.rounds
         rivals = tuple(SEARCHES) if self.rivals == ("all",) else self.rivals
-        return replace(
-            config,
-            rivals=rivals,
-            budget_intervals=self.budget_intervals,
-            static_global=self.static_global,
-            rounds=rounds,
-        )
+        asked = ("budget_intervals", "search_horizon_s", "static_global")
+        return replace(config, rivals=rivals, rounds=rounds, **{name: getattr(self, name) for name in asked})
 
     def _file(self, suite: Suite, config: HeadroomConfig) -> RowFile | None:
         """The file of rows, if one is asked for."""
@@ -101,3 +107,15 @@ class Headroom(Command, StudyOptions):
         changing = ("families", "pressure")  # of a cell, not of how it is measured
         environment = {k: v for k, v in asdict(suite.config).items() if k not in changing}
         return RowFile(self.rows, {"suite": self.suite, **environment, **size})
+
+
+def _cell(text: str) -> tuple[str, float]:
+    """Family and pressure of `FAMILY@PRESSURE`."""
+    family, _, pressure = text.rpartition("@")
+    try:
+        value = float(pressure)
+    except ValueError:
+        value = 0.0
+    if not family or not 0 < value < float("inf"):
+        raise ValueError(f"cells: {text!r}: wanted FAMILY@PRESSURE, such as facts-poisson@2")
+    return family, value
