@@ -41,17 +41,17 @@ def _spec(row: HeadroomRow, rival: str) -> str:
 
 
 def main() -> None:
-    """Draw the matrix of families and pressures and the gains by lever; print the table."""
+    """Draw the scan's matrix of families and pressures, and the study's gains by lever; print the study's table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "headroom-serving.json")
+    parser.add_argument("--scan", type=Path, default=ROOT / "benchmarks" / "headroom-scan.json")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "figures")
-    parser.add_argument("--name", default="headroom", help="begins the figures' file names")
     args = parser.parse_args()
-    rows = json.loads(args.json.read_text(encoding="utf-8"))["rows"]
-    drawn = {"cells": headroom_figure.headroom(rows), "levers": headroom_figure.levers(rows)}
+    study, scan = (json.loads(path.read_text(encoding="utf-8"))["rows"] for path in (args.json, args.scan))
+    drawn = {"cells": headroom_figure.headroom(scan), "levers": headroom_figure.levers(study)}
     for part, figure in drawn.items():
-        figure.savefig(args.folder / f"{args.name}-{part}.png", dpi=120, metadata={"Software": None})
-    print(table(rows))
+        figure.savefig(args.folder / f"headroom-{part}.png", dpi=120, metadata={"Software": None})
+    print(table(study))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def _matrix(rows: Sequence[HeadroomRow]) -> Figure:
     axes.set_xlabel(
         "pressure asked. Percent: how far J could fall below the best setting chosen in hindsight\n"
         f"blue: counted (at least {LEAST_HEADROOM:.0%}); grey: less; hatched: the pressure is not reached\n"
-        "small: how far the best rival that can be deployed falls below that setting (−: it stays above)"
+        "small: the best rival that could be deployed, below (+) or above (−) that setting"
     )
     return figure
 
