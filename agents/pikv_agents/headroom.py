@@ -57,7 +57,8 @@ def headroom(
     budgeted = not config.rivals or config.budget_intervals is not None
     chosen = dict(_kept(file, kind="chosen") or {"static_global": config.static_global, "grid_intervals": None})
     episodes = [Episode(f, s, p) for f in training for p in config.pressures for s in config.seeds]
-    if chosen["static_global"] is None and not (budgeted and set(training) <= set(families)):
+    there = {*families, *(row["family"] for row in (file.rows if file is not None else ()) if "family" in row)}
+    if chosen["static_global"] is None and not (budgeted and there >= set(training)):
         note(f"static settings on {', '.join(training)}")
         chosen["static_global"] = best_static(suite, config.grid, episodes)
         chosen["grid_intervals"] = intervals(suite, config.grid, episodes)
@@ -76,7 +77,8 @@ def headroom(
                 file.add(row)
         rows.append(row)
     if chosen["static_global"] is None:
-        chosen |= _choose([row for row in rows if row["family"] in training], config.grid)
+        measured = rows if file is None else file.rows
+        chosen |= _choose([row for row in measured if row.get("family") in training], config.grid)
     for row in rows:
         row["policies"]["static_global"] = row["grid"][chosen["static_global"]]
     return {

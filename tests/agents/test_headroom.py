@@ -156,6 +156,17 @@ def test_a_run_that_was_cut_off_goes_on(suite, tmp_path):
     assert path.read_text(encoding="utf-8").splitlines()[:3] == lines[:3]
 
 
+def test_static_global_is_chosen_from_the_rows_of_a_file(tmp_path):
+    path, config = tmp_path / "rows.jsonl", replace(tiny_headroom(), seeds=(0,))
+    headroom(tiny_suite(), ("code-bursty", "facts-poisson"), config, file=RowFile(path, {}))
+    notes: list[str] = []
+    training = ["code-bursty", "facts-poisson"]
+    later = headroom(tiny_suite(), ("needle-onoff",), config, training, notes.append, RowFile(path, {}))
+    assert notes == ["needle-onoff at pressure 2"], "nothing is played on training families again"
+    whole = headroom(tiny_suite(), ("needle-onoff",), config, training)
+    assert later["static_global"] == whole["static_global"] and later["rows"] == whole["rows"]
+
+
 def test_rows_made_otherwise_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     RowFile(path, {"seeds": [0]}).add({"family": "a"})
