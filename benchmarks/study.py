@@ -1,10 +1,10 @@
 """The study that PiKV's readers ask for: writes benchmarks/study.json and docs/figures/study-*.png.
 
-    python benchmarks/study.py [--parts effects controls informed pressure placement lookup] [--json FILE] [--quick]
+    python benchmarks/study.py [--parts NAME ...] [--json FILE] [--quick]
     python benchmarks/study_figures.py
 
-Parts that are left out keep what the file holds. Each takes a few minutes of one core; docs/study.md says what they
-found.
+Parts: effects controls informed pressure placement lookup lineage. Those that are left out keep what the file holds.
+Each takes a few minutes of one core; docs/study.md says what they found.
 """
 
 from __future__ import annotations
@@ -126,9 +126,23 @@ def lookup(quick: bool) -> Iterator[dict[str, Any]]:
             yield {"runs": found}
 
 
+def lineage(quick: bool) -> Iterator[dict[str, Any]]:
+    from pikv_env.study.contents import build_probes
+    from pikv_env.study.lineage import study_lineage
+    from pikv_runtime.models import load_model
+
+    kinds = {"facts": 2, "prose": 1} if quick else {"facts": 8, "dictionary": 8, "dialogue": 8, "prose": 4, "code": 4}
+    prompt, output = (256, 128) if quick else (PROMPT_TOKENS, 192)
+    rows = []
+    for row in study_lineage(load_model("embedded")[0], build_probes(kinds, prompt, output, SEED)):
+        rows.append(row)
+        note("{setting}: K {k_error:.4f}, V {v_error:.4f}, KL {kl:.5f}".format(**row))
+        yield {"kinds": kinds, "prompt_tokens": prompt, "output_tokens": output, "seed": SEED, "rows": rows}
+
+
 PARTS: dict[str, Callable[[bool], Iterator[Any]]] = {
     "effects": effects, "controls": controls, "informed": informed, "pressure": pressure, "placement": placement,
-    "lookup": lookup,
+    "lookup": lookup, "lineage": lineage,
 }  # fmt: skip
 
 

@@ -55,6 +55,16 @@ def coverage(study: dict) -> list[str]:
     ]  # fmt: skip
 
 
+def lineage(study: dict) -> list[str]:
+    return [
+        line(
+            r["setting"], f"{r['k_error']:.4f}", f"{r['v_error']:.4f}", f"{1e3 * r['kl']:.2f}",
+            f"{100 * (1 - r['agreement']):.2f} %",
+        )
+        for r in study["lineage"]["result"]["rows"]
+    ]  # fmt: skip
+
+
 def placement(study: dict) -> list[str]:
     return [
         line(
@@ -100,7 +110,7 @@ def proxy(study: dict) -> list[str]:
 
 TABLES = {
     "effects": effects, "informed": informed, "placement": coverage, "placement ": placement, "lookup": lookup,
-    "pressure": pressure, "proxy": proxy,
+    "pressure": pressure, "proxy": proxy, "lineage": lineage,
 }  # fmt: skip
 """By the part that a table needs."""
 

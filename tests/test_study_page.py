@@ -31,7 +31,7 @@ def test_the_pages_table_is_the_files(name: str) -> None:
 
 
 def test_every_part_names_where_it_comes_from() -> None:
-    for part in ("effects", "controls", "informed", "pressure", "placement", "lookup"):
+    for part in ("effects", "controls", "informed", "pressure", "placement", "lookup", "lineage"):
         meta = STUDY[part]["meta"]
         assert meta["command"] == f"python benchmarks/study.py --parts {part}"
         assert meta["commit"] and meta["machine"] and meta["date"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pikv_env.study import lookup, placement
+from pikv_env.study import lineage, lookup, placement
 from pikv_env.study.contents import FAR_TOKENS, KINDS, build_probes
 from pikv_env.study.effects import proxy, study_effects
 from pikv_env.study.settings import BASE, KeepShare, Setting, settings
@@ -191,3 +191,25 @@ def test_a_lower_fan_out_reads_fewer_pages_in_the_same_serve() -> None:
     for row in found["rows"]:
         assert 0 < row["read_ms"] < row["step_ms"] and row["messages_ms"] == 0.0
         assert (row["score_ms"] > 0) == (row["fan_out"] < 1)  # whoever reads everything chooses nothing
+
+
+def test_a_lineage_inherits_less_than_the_codec_it_was_written_over() -> None:
+    probes = build_probes({"prose": 1, "facts": 1}, 192, 128, seed=0)
+    rows = {row["setting"]: row for row in lineage.study_lineage(load_model("embedded")[0], probes)}
+    int8, int4, gone = (rows[name] for name in ("context in int8", "context in int4", "all of the far context gone"))
+    assert 0 < int8["v_error"] < int4["v_error"] < gone["v_error"]
+    assert int4["v_error"] < rows["exact, stored in int4"]["v_error"]
+    assert 0 < int8["kl"] < rows["exact, stored in int4"]["kl"]
+
+
+def test_a_context_read_without_loss_leaves_an_exact_lineage() -> None:
+    model = load_model("embedded")[0]
+    turn = lineage._exact(model, build_probes({"prose": 1}, 192, 128, seed=0)[0])
+    for (k, v), (k_exact, v_exact) in zip(
+        lineage._rewritten(model, lambda kv, prompt: (kv, None), turn), turn.kv, strict=True
+    ):
+        torch.testing.assert_close(k, k_exact, atol=1e-4, rtol=0)
+        torch.testing.assert_close(v, v_exact, atol=1e-4, rtol=0)
+    seen_all = torch.zeros(turn.prompt, dtype=torch.bool)
+    kv = lineage._rewritten(model, lambda kv, prompt: (kv, seen_all), turn)
+    torch.testing.assert_close(kv[-1][1], turn.kv[-1][1], atol=1e-4, rtol=0)
