@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from pikv_env.pool import WorkloadPool
 from pikv_env.runtime_env import RuntimeEnv
 from pikv_runtime.ledger.state import Tally
+from pikv_runtime.policy import Watch
 from pikv_runtime.serving_log import ServingRecorder
 from pikv_runtime.transport import LocalTransport, TorchDistTransport, Transport, run_ranks
 
@@ -39,6 +41,7 @@ class LiveResult:
     decision_share: float
     """Decision time over serving time."""
     intervals: int
+    iterations: int
     hit_rate: float
     bytes_mean: float
     """Resident bytes of all ranks, mean over the run's clock."""
@@ -48,6 +51,8 @@ class LiveResult:
     controls_identical_on_ranks: bool
     fallback_decisions: int
     """Decisions that the guard took away from the policy."""
+    shadow: dict[str, Any]
+    """What a shadow would have changed; empty without one."""
     wire_bytes: dict[str, int]
 
     @property
@@ -58,18 +63,22 @@ class LiveResult:
 
 def _rank_of(
     rank: int, world: int, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: Clock, model: Any,
-    record: Path | None,
+    record: Path | None, watch: Watch | None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    return _serve(TorchDistTransport(), pool, options, policy, clock, model, record)
+    return _serve(TorchDistTransport(), pool, options, policy, clock, model, record, watch)
 
 
 def _serve(
     transport: Transport, pool: WorkloadPool, options: dict[str, Any], policy: str, clock: Clock, model: Any,
-    record: Path | None,
+    record: Path | None, watch: Watch | None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Serve one episode on this process's ranks; returns arrays only, so that nothing needs unpickling."""
     from pikv_runtime.policy import load_policy
 
+    loaded, watched = load_policy(policy), None
+    if watch is not None and 0 in transport.local_ranks:  # the rank that decides
+        watched = watch.over(loaded, policy)
+        loaded = watched.policy
     env = RuntimeEnv(
         pool.library,
         model=model,
@@ -81,7 +90,7 @@ def _serve(
     env.reset(seed=0, options=options)
     engine = env.engine
     assert engine is not None
-    engine.policy = load_policy(policy)
+    engine.policy = loaded
     limit_s = pool.config.horizon_s * (1 + pool.config.drain)
     recorder = None
     if record is not None and 0 in transport.local_ranks:  # what is logged is the same on every rank
@@ -95,6 +104,7 @@ def _serve(
     engine.close()
     if recorder is not None and record is not None:
         recorder.log().save(record)
+    report = {} if watched is None else watched.close()
     score = engine.score()
     s = engine.ledger
     state = (s.bytes_rank[0], s.req_status[0], s.req_finish_s[0], s.req_generated[0])
@@ -110,6 +120,7 @@ def _serve(
         "clock": engine.ledger.clock_s[:1].copy(),
         "tokens": np.array([sum(len(o) for o in engine.outputs)]),
         "guard": np.array([guard.get("fallback_decisions", 0)]),
+        "shadow": np.frombuffer(json.dumps(report).encode(), np.uint8),
         "wire": np.array([wire[k] for k in sorted(wire)]),
     }
 
@@ -126,6 +137,7 @@ def run_live(
     model: Any = "embedded",
     timeout_s: float = 600.0,
     record: Path | None = None,
+    watch: Watch | None = None,
 ) -> LiveResult:
     """Serve one prepared workload under `policy` and measure.
 
@@ -138,10 +150,11 @@ def run_live(
         model: loaded, by name or by path.
         timeout_s: limit of a run in processes.
         record: file (`.npz`) for the run's serving log; None: no log.
+        watch: what to keep of the decisions on rank 0: a log of them, what a shadow would have decided.
     """
     ranks = pool.config.ranks
     options = {"workload": workload, "pressure": pressure, "lambdas": lambdas}
-    args = (pool, options, policy, clock, model, record)
+    args = (pool, options, policy, clock, model, record, watch)
     if processes and ranks > 1:
         parts = run_ranks(_rank_of, ranks, *args, timeout_s=timeout_s)
     else:
@@ -168,11 +181,13 @@ def _result(parts: list[dict[str, np.ndarray]], policy: str, ranks: int, clock: 
         decision_us=decision_s / max(1, decisions) * 1e6,
         decision_share=decision_s / seconds,
         intervals=int(decisions),
+        iterations=int(tally[Tally.ITERATIONS]),
         hit_rate=float(tally[Tally.HIT_TOKENS] / max(1.0, tally[Tally.PROMPT_TOKENS])),
         bytes_mean=float(tally[Tally.BYTE_SECONDS] / max(1e-9, first["clock"][0])),
         busy_s=float(tally[Tally.BUSY_S]),
         preemptions=int(tally[Tally.PREEMPTIONS]),
         controls_identical_on_ranks=all(np.array_equal(p["digest"], first["digest"]) for p in parts),
         fallback_decisions=int(first["guard"][0]),
+        shadow=json.loads(first["shadow"].tobytes()),
         wire_bytes=dict(zip(("control", "decode_query", "page_move", "prefill_query"), wire.tolist(), strict=True)),
     )

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pikv_agents import bundles
 from pikv_agents.evaluation import RIVALS, evaluate
 from pikv_agents.exporting import commit, export, machine
 from pikv_agents.headroom import headroom
@@ -38,6 +37,7 @@ from pikv_env.traces.library import TraceLibrary
 from pikv_env.traces.recorder import record_kinds
 from pikv_env.workloads.families import FAMILIES
 from pikv_runtime.models import load_model
+from pikv_runtime.policy import shelf
 
 PACKAGES = ("torch", "numpy", "numba", "transformers", "gymnasium", "stable-baselines3", "wandb")
 
@@ -224,7 +224,7 @@ class Quickstart:
                 overwrite=True,
             )
             shutil.rmtree(self.out / "draft")  # the same weights, without their evaluation
-            section = bundles.describe(path)
+            section = shelf.describe(path)
             section["decision_us"]["sb3_predict"] = result.predict_us
             self.summary["policy"] = section
             self.console.print(tables.decisions(section))

@@ -1,4 +1,4 @@
-"""`python -m pikv_runtime serve | verify`: the runtime without the training stack."""
+"""`python -m pikv_runtime serve | policies | verify`: the runtime without the training stack."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from pikv_runtime.config import RuntimeConfig
 
@@ -25,6 +26,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--codec", choices=("native", "bf16"), default="native", help="top rung of the ladder")
     serve.add_argument("--cap-mb", type=float, default=None, help="cap on KV of each rank, megabytes")
     serve.add_argument("--json", type=Path, default=None, help="write the result here")
+    policies = commands.add_parser("policies", help="list policy bundles, show one's card, verify one or all")
+    policies.add_argument("action", nargs="?", choices=("list", "show", "verify"), default="list")
+    policies.add_argument("bundle", nargs="?", default="", help="path or name of a bundle; verify without one: all")
+    policies.add_argument("--json", type=Path, default=None, help="write the result here")
     verify = commands.add_parser("verify", help="check a policy bundle: schema, hashes, contract, golden pairs")
     verify.add_argument("bundle", type=Path)
     return parser
@@ -53,10 +58,36 @@ def _serve(arguments: argparse.Namespace) -> None:
     )
     if result["rank"] == 0:
         print_served(result)
-        if arguments.json is not None:
-            partial = arguments.json.with_name(f".{arguments.json.name}.partial")
-            partial.write_text(json.dumps(result, indent=1))
-            partial.replace(arguments.json)  # a reader sees the old file or the whole new one
+        _write_json(arguments.json, result)
+
+
+def _write_json(path: Path | None, result: dict[str, Any]) -> None:
+    if path is not None:
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(result, indent=1))
+        partial.replace(path)  # a reader sees the old file or the whole new one
+
+
+def _policies(arguments: argparse.Namespace) -> None:
+    from pikv_runtime.policy import load_bundle, shelf
+
+    if arguments.action == "show":
+        if not arguments.bundle:
+            raise ValueError("show needs a bundle: policies show NAME")
+        found = load_bundle(shelf.find_bundle(arguments.bundle))
+        print(found.card)
+        return _write_json(
+            arguments.json, {"bundle": str(found.path), "card": found.card, "evaluation": found.evaluation}
+        )
+    paths = [shelf.find_bundle(arguments.bundle)] if arguments.bundle else shelf.find_bundles()
+    rows = [shelf.describe(path) if arguments.action == "verify" else shelf.line(path) for path in paths]
+    for row in rows:
+        times = ", ".join(f"{name} {us:.1f} µs" for name, us in row.get("decision_us", {}).items())
+        state = f"refused: {row['refused']}" if "refused" in row else f"verified, {times}" if times else "loads"
+        print(f"{row['bundle']:<24} {row.get('view', '–'):<9} {state}")
+    if not rows:
+        print("no bundles here: allowed is a path, or a name under ./trained_policies")
+    _write_json(arguments.json, {"policies": rows})
 
 
 def _verify(arguments: argparse.Namespace) -> None:
@@ -71,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; errors are one line on stderr."""
     arguments = _parser().parse_args(argv)
     try:
-        {"serve": _serve, "verify": _verify}[arguments.command](arguments)
+        {"serve": _serve, "policies": _policies, "verify": _verify}[arguments.command](arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

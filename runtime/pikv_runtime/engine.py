@@ -7,6 +7,7 @@ decision is broadcast, in wall-clock mode with the time each iteration took.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from pikv_runtime.ledger.rule_room import with_orders
 from pikv_runtime.ledger.state import NO_CAP, Status
 from pikv_runtime.models.segments import CacheView, ForwardResult, Segment
 from pikv_runtime.objective import LAMBDA1, LAMBDA2, Reference, Score, score
-from pikv_runtime.policy.base import Policy, PolicyLike
+from pikv_runtime.policy.base import Policy, PolicyLike, prepare
 from pikv_runtime.policy.loading import as_policy
 from pikv_runtime.profiles import load_profile
 from pikv_runtime.requests import Request, Workload
@@ -79,6 +80,7 @@ class Engine:
         self.signals, self.lambdas = signals, lambdas
         self.prices = load_profile(profile).prices() if prices is None else prices
         self.recorder: ServingRecorder | None = None
+        self._swaps = deque[Policy](maxlen=1)
 
     ledger: L.Ledger
     _policy: Policy
@@ -86,7 +88,8 @@ class Engine:
 
     @property
     def policy(self) -> Policy:
-        """Who decides. Another one may be set between two intervals: its block rule begins with what is cached.
+        """Who decides. Another one may be set between two intervals: its block rule begins with what is cached. On
+        rank 0 a policy that lives in a process of its own is started.
 
         Raises:
             ValueError: set to one whose orders know the future.
@@ -101,10 +104,17 @@ class Engine:
                 f"policy {getattr(policy, 'name', policy)!r}: {orders.offline!r} knows the future; only the trace "
                 "environment can play it"
             )
+        if 0 in self.transport.local_ranks:
+            prepare(policy)
         self._policy = policy
         if hasattr(self, "ledger") and orders != self._orders:
             self.ledger = with_orders(self.ledger, 0, orders)
         self._orders = orders
+
+    def swap(self, policy: Policy) -> None:
+        """Set `policy` before the next decision. From any thread: a bundle is loaded and compiled while requests are
+        served. With several ranks, every rank has to swap in the same interval."""
+        self._swaps.append(policy)
 
     @property
     def orders(self) -> Orders:
@@ -171,6 +181,8 @@ class Engine:
 
     def decide(self) -> Control:
         """Ask the policy (on rank 0), broadcast its control and put it into force, after the control latency."""
+        if self._swaps:
+            self.policy = self._swaps.popleft()
         control = self.control_loop.decide(self.policy)
         self.enforce(control)
         return control

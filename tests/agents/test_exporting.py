@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import tiny_library, tiny_suite, tiny_training
 
-from pikv_agents import bundles, training
+from pikv_agents import training
 from pikv_agents.checkpoints import load_checkpoint
 from pikv_agents.cli import main
 from pikv_agents.evaluation import evaluate
@@ -18,7 +18,7 @@ from pikv_agents.survey import survey
 from pikv_env.pool import WorkloadPool
 from pikv_runtime.contract import Telemetry
 from pikv_runtime.control_views import make_view
-from pikv_runtime.policy import NativeRunner, NumpyRunner, load_bundle, random_telemetry
+from pikv_runtime.policy import NativeRunner, NumpyRunner, load_bundle, random_telemetry, shelf
 from pikv_runtime.policy.toolchain import NativeBuildError
 
 CASES = 2000
@@ -93,7 +93,7 @@ def test_golden_pairs_hold_recorded_telemetry(bundle, run):
     recorded = recorded_telemetry(run.run_dir)
     same = [any(np.array_equal(t.globals, r.globals) for r in recorded) for t, _ in pairs]
     assert len(pairs) == 32 and sum(same) == 16
-    found = bundles.describe(bundle)
+    found = shelf.describe(bundle)
     assert found["golden_error"] < 1e-5 and found["decision_us"]["numpy"] > 0
 
 

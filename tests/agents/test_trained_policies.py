@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pikv_agents.bundles import describe, find_bundles
 from pikv_agents.rollout import Episode, Suite
 from pikv_env.builtin import make_config, resolve_library
 from pikv_env.workloads.families import FAMILIES
 from pikv_runtime.policy import load_bundle, load_policy
+from pikv_runtime.policy.shelf import describe, find_bundles
 
 BUNDLES = find_bundles()
 

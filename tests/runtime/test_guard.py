@@ -115,7 +115,7 @@ def test_fidelity_weighs_classes_by_who_is_running(guard):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e9])
 def test_telemetry_out_of_range(guard, value):
     telemetry = credible()
-    telemetry.groups[0, 0] = value  # one of 95 values: within the tolerated share
+    telemetry.groups[0, 0] = value  # one value of about a hundred: within the tolerated share
     assert by_policy(guard.decide(telemetry))
     telemetry.groups[0, :8] = value
     seen = guard.policy.seen
@@ -132,7 +132,9 @@ def test_random_telemetry_is_in_range(guard):
 
 def test_fallback_sees_sane_telemetry():
     guard = Guard(Scripted(), make_policy("pressure_proportional"))
-    telemetry = Telemetry(np.full((2, 15), np.nan, np.float32), np.full(38, np.nan, np.float32))
+    telemetry = Telemetry(
+        np.full_like(Telemetry.zeros(2).groups, np.nan), np.full_like(Telemetry.zeros(2).globals, np.nan)
+    )
     control = guard.decide(telemetry)
     assert np.isfinite(control.groups).all() and np.isfinite(control.globals).all()
 
@@ -150,6 +152,23 @@ def test_unwritten_numbers_are_caught(guard):
 def test_illegal_numbers_are_clipped(guard):
     guard.policy.misbehave = lambda out: out.groups.__setitem__((slice(None), 1), 99.0)
     assert (guard.decide(credible()).groups[:, 1] == 4.0).all()
+
+
+def test_what_is_wrong_is_said_at_every_decision(guard):
+    guard.policy.misbehave = TROUBLE["nan"]
+    guard.decide(credible())
+    assert guard.trouble == "nan"
+    guard.policy.misbehave = lambda out: None
+    guard.decide(credible())
+    assert guard.trouble is None and guard.engaged and guard.reason == "nan"
+
+
+def test_a_policy_that_gives_up_waiting_counts_as_late(guard):
+    def give_up(out):
+        raise TimeoutError
+
+    guard.policy.misbehave = give_up
+    assert not by_policy(guard.decide(credible())) and guard.counters["timeout"] == 1
 
 
 def test_metrics_count_every_reason(guard):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from bundle_kit import FIELDS, edit_manifest, rehash, save
 from safetensors.numpy import load_file, save_file
 
 import pikv_runtime
-from pikv_runtime.contract import Control, Telemetry, clip_control
+from pikv_runtime.contract import GLOBAL_FEATURES, GROUP_FEATURES, Control, Telemetry, clip_control
 from pikv_runtime.controllers import Lazy
 from pikv_runtime.policy import (
     BundleError,
@@ -24,24 +26,12 @@ from pikv_runtime.policy import (
     load_policy,
     make_golden,
     random_telemetry,
-    save_bundle,
 )
 from pikv_runtime.policy import bundle as bundle_module
 from pikv_runtime.registry import UnknownNameError
 
-FIELDS = {
-    "name": "tiny",
-    "version": "0.1",
-    "interval_s": 2.0,
-    "objective_version": "1",
-    "provenance": {"commit": "0" * 40, "command": "test", "seeds": [0], "families": ["facts"]},
-    "evaluation": {"J": 1.0},
-    "card": "# tiny\n",
-}
-
-
-def save(path, network=None, **changes):
-    return save_bundle(path, network or PolicyNetwork.random((8, 8)), **(FIELDS | changes))
+GLOBALS, OBSERVATION = len(GLOBAL_FEATURES), len(GLOBAL_FEATURES) + 2 * len(GROUP_FEATURES)
+FIRST, FOURTH = GROUP_FEATURES[0].name, GROUP_FEATURES[3].name
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +44,6 @@ def pristine(tmp_path_factory):
 @pytest.fixture
 def folder(pristine, tmp_path):
     return shutil.copytree(pristine, tmp_path / "tiny-0.1")
-
-
-def edit_manifest(folder, change):
-    path = folder / "manifest.json"
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
-def rehash(folder):
-    """What a forger would do: make the hashes fit the files."""
-    edit_manifest(
-        folder,
-        lambda m: m["files"].update({f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in m["files"]}),
-    )
 
 
 def edit_tensors(folder, change, file="policy.safetensors"):
@@ -119,7 +94,7 @@ def fewer_features(f):
 
 
 def wrong_width(f):
-    edit_tensors(f, lambda t: t.update({"layers.0.weight": np.zeros((9, 68), np.float32)}))
+    edit_tensors(f, lambda t: t.update({"layers.0.weight": np.zeros((9, OBSERVATION), np.float32)}))
 
 
 def wrong_dtype(f):
@@ -188,6 +163,77 @@ def link(f):
     (f / "README.md").symlink_to("/etc/hostname")
 
 
+def linked_manifest(f):
+    (f / "manifest.json").rename(f.parent / "elsewhere.json")
+    (f / "manifest.json").symlink_to(f.parent / "elsewhere.json")
+
+
+def dangling_link(f):
+    (f / "eval.json").unlink()
+    (f / "eval.json").symlink_to(f / "nowhere")
+
+
+def folder_for_file(f):
+    (f / "README.md").unlink()
+    (f / "README.md").mkdir()
+
+
+def pipe_for_file(f):
+    (f / "README.md").unlink()
+    os.mkfifo(f / "README.md")  # opening one for reading would wait for a writer
+
+
+def nothing_to_read(f):
+    os.truncate(f / "eval.json", 0)
+    rehash(f)
+
+
+def huge_file(f):
+    os.truncate(f / "policy.safetensors", bundle_module.MAX_BYTES + 1)  # sparse: costs no disk
+
+
+def huge_manifest(f):
+    os.truncate(f / "manifest.json", 2**20 + 1)
+
+
+def absolute_path(f):
+    edit_manifest(f, lambda m: m["files"].update({"/etc/hostname": "0" * 64}))
+
+
+def path_of_windows(f):
+    edit_manifest(f, lambda m: m["files"].update({"..\\outside": "0" * 64}))
+
+
+def foreign_view(f):
+    edit_manifest(f, lambda m: m.update(view="pickle"))
+
+
+def too_wide(f):
+    edit_manifest(f, lambda m: m.update(layers=[10**6]))
+
+
+def infinite_weights(f):
+    edit_tensors(f, lambda t: t["layers.0.bias"].__setitem__(0, np.inf))
+
+
+def nested_json(f):
+    (f / "eval.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    rehash(f)
+
+
+def nan_in_json(f):
+    (f / "eval.json").write_text('{"J": NaN}')
+    rehash(f)
+
+
+def golden_of_too_many_groups(f):
+    edit_tensors(f, lambda t: t.update({f"99999.{k}": t[f"4.{k}"] for k in ("groups",)}), "golden.safetensors")
+
+
+def golden_without_a_part(f):
+    edit_tensors(f, lambda t: t.pop("4.control_groups"), "golden.safetensors")
+
+
 def golden_mismatch(f):
     edit_tensors(f, lambda t: t["layers.2.bias"].__iadd__(0.25))
 
@@ -215,9 +261,9 @@ TAMPERING = {
     truncated_and_rehashed: "policy.safetensors is not a safetensors file",
     flipped_byte: "file 'policy.safetensors' does not match its SHA-256",
     flipped_card: "file 'README.md' does not match its SHA-256",
-    reordered_features: "group feature 0 is 'int8_share' .*, this runtime has 'resident_share'",
-    fewer_features: "37 global features, this runtime has 38",
-    wrong_width: r"tensor 'layers.0.weight' has shape \(9, 68\): must be \(8, 68\)",
+    reordered_features: f"group feature 0 is '{FOURTH}' .*, this runtime has '{FIRST}'",
+    fewer_features: f"{GLOBALS - 1} global features, this runtime has {GLOBALS}",
+    wrong_width: rf"tensor 'layers.0.weight' has shape \(9, {OBSERVATION}\): must be \(8, {OBSERVATION}\)",
     wrong_dtype: "tensor 'layers.0.bias' is float64: must be float32",
     missing_tensor: "tensor 'obs_std' is missing",
     extra_tensor: "tensor 'spy' is unknown",
@@ -234,9 +280,25 @@ TAMPERING = {
     unknown_file: "manifest lists unknown file 'code.py'",
     unlisted_file: "file 'weights.pkl' is not in the manifest",
     link: "file 'README.md' cannot be read",
+    linked_manifest: "file 'manifest.json' cannot be read",
+    dangling_link: "file 'eval.json' cannot be read",
+    folder_for_file: "file 'README.md' is not a plain file",
+    pipe_for_file: "file 'README.md' is not a plain file",
+    nothing_to_read: "eval.json is not JSON",
+    huge_file: r"file 'policy.safetensors' has \d+ bytes: allowed \d+ at this point",
+    huge_manifest: "file 'manifest.json' has 1048577 bytes: allowed 1048576",
+    absolute_path: "file name '/etc/hostname' leaves the bundle",
+    path_of_windows: "file name .*outside' leaves the bundle",
+    foreign_view: "manifest field 'view' is 'pickle': must be one of box, coef, discrete",
+    too_wide: r"manifest field 'layers' is \[1000000\]: must be up to",
+    infinite_weights: "tensor 'layers.0.bias' holds NaN or infinity",
+    nested_json: "eval.json is not JSON: nested too deeply",
+    nan_in_json: "eval.json holds NaN",
+    golden_of_too_many_groups: r"golden.safetensors names tensors of \[.*'99999'\] groups: must be 1..4096",
+    golden_without_a_part: "golden.safetensors must hold groups, globals",
     golden_mismatch: r"golden pair 0 \(4 groups\) is not reproduced",
     golden_empty: "golden.safetensors names tensors of",
-    golden_shape: r"golden.safetensors: tensor '4.globals' has shape \(8, 37\)",
+    golden_shape: rf"golden.safetensors: tensor '4.globals' has shape \(8, {GLOBALS - 1}\)",
     not_json: "manifest.json is not JSON",
     not_text: "manifest.json is not UTF-8",
 }
@@ -344,11 +406,46 @@ def test_networks_check_their_tensors():
     network = PolicyNetwork.random((8,))
     tensors = network.tensors()
     for name, tensor, message in [
-        ("layers.0.weight", np.zeros((8, 64), np.float32), "must be"),
-        ("obs_mean", np.full(68, np.nan, np.float32), "NaN"),
-        ("obs_std", np.zeros(68, np.float32), "positive"),
+        ("layers.0.weight", np.zeros((8, OBSERVATION - 4), np.float32), "must be"),
+        ("obs_mean", np.full(OBSERVATION, np.nan, np.float32), "NaN"),
+        ("obs_std", np.zeros(OBSERVATION, np.float32), "positive"),
     ]:
         with pytest.raises(ValueError, match=message):
             PolicyNetwork.from_tensors("coef", "tanh", tensors | {name: tensor}, None)
     with pytest.raises(UnknownNameError, match="did you mean 'relu'"):
         PolicyNetwork.from_tensors("coef", "relo", tensors, None)
+
+
+ABSENT = ("gymnasium", "stable_baselines3", "wandb", "transformers", "numba", "torch", "tyro", "rich", "pikv_agents")
+BLOCK = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT!r}:
+            raise ImportError(f"{{name}} is not installed here")
+sys.meta_path.insert(0, Block())
+from pikv_runtime.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_bundles_are_listed_shown_and_verified_without_the_training_stack(folder):
+    def policies(*arguments):
+        shelf = folder.parent / "trained_policies"
+        if not shelf.exists():
+            shelf.mkdir()
+            shutil.copytree(folder, shelf / "tiny-0.1")
+            shutil.copytree(folder, shelf / "broken-0.1")
+            missing_file(shelf / "broken-0.1")
+        return subprocess.run(
+            [sys.executable, "-c", BLOCK, "policies", *arguments], capture_output=True, text=True, cwd=folder.parent
+        )
+
+    listed = policies("list").stdout
+    assert "tiny-0.1" in listed and "broken-0.1" in listed and "refused: file 'policy.safetensors' is missing" in listed
+    assert policies("show", "tiny").stdout == "# tiny\n\n"
+    assert "verified, numpy" in policies("verify", "tiny-0.1").stdout
+    refused = policies("verify", "broken")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: file 'policy.safetensors' is missing")
+    unknown = policies("verify", "tinny")
+    assert unknown.returncode == 2 and "no bundle 'tinny': allowed" in unknown.stderr

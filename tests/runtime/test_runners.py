@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from pikv_runtime.contract import Control, Telemetry
+from pikv_runtime.contract import Control, GlobalControl, Telemetry
 from pikv_runtime.policy import (
     NativeRunner,
     NumpyRunner,
@@ -22,6 +24,7 @@ from pikv_runtime.policy import (
 from pikv_runtime.policy.codegen import source
 from pikv_runtime.policy.toolchain import NativeBuildError
 from pikv_runtime.private_cache import CacheError, cache_folder
+from pikv_runtime.views.base import GLOBAL_BOUNDS, GROUP_BOUNDS
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, toolchain.COMPILERS)), reason="needs a C compiler on PATH"
@@ -46,7 +49,7 @@ def worst_difference(first, second, samples, num_groups, seed=0):
             telemetry.groups *= 3
         if i % 16 == 2:
             telemetry.groups[rng.random(telemetry.groups.shape) < 0.1] = np.nan
-            telemetry.globals[rng.integers(38)] = np.inf
+            telemetry.globals[rng.integers(len(telemetry.globals))] = np.inf
         first.decide(telemetry, one)
         second.decide(telemetry, two)
         worst = max(worst, np.abs(one.groups - two.groups).max(), np.abs(one.globals - two.globals).max())
@@ -131,7 +134,9 @@ def test_library_is_built_once_and_rebuilt_when_damaged(monkeypatch):
 def test_damaged_library_is_built_anew(monkeypatch, tmp_path):
     monkeypatch.setenv("PIKV_CACHE", str(tmp_path))
     text = source(PolicyNetwork.random((6,), seed=3))
-    path = cache_folder() / f"policy-{toolchain._key(text, toolchain.find_compiler())}.so"
+    compiler = toolchain.find_compiler()
+    flags = (*toolchain.FLAGS, *toolchain.tuning(compiler))
+    path = cache_folder() / f"policy-{toolchain._key(text, compiler, flags)}.so"
     path.write_bytes(b"\x7fELF not really")
     path.chmod(0o700)
     assert toolchain.load_library(text).pikv_decide
@@ -173,6 +178,93 @@ def test_without_compiler_numpy_decides_with_one_warning(monkeypatch, caplog):
         runners = [loading.RUNNERS["native"](network) for _ in range(3)]
     assert all(isinstance(r, NumpyRunner) for r in runners)
     assert len(caplog.records) == 1 and "no C compiler" in caplog.text
+
+
+@needs_compiler
+@pytest.mark.parametrize("refused", ["-march=native", "-mcpu=native"])
+def test_a_compiler_that_cannot_tune_for_this_processor_builds_all_the_same(monkeypatch, tmp_path, refused):
+    script = tmp_path / "cc"
+    script.write_text(
+        f'#!/bin/sh\nfor a in "$@"; do [ "$a" = "{refused}" ] && echo "unknown {refused}" >&2 && exit 1; done\n'
+        f'exec {shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: str(script))
+    monkeypatch.setattr(toolchain, "TUNING", {platform.machine().lower(): refused})
+    monkeypatch.setenv("PIKV_CACHE", str(tmp_path))
+    assert toolchain.tuning(str(script)) == ()
+    network = PolicyNetwork.random((33, 16), seed=4)
+    assert worst_difference(NumpyRunner(network), NativeRunner(network), 200, 6) <= 1e-5
+
+
+def test_every_machine_is_asked_in_its_own_way(monkeypatch):
+    monkeypatch.setattr(toolchain, "_macros", lambda compiler, flags: "")
+    for machine, flags in (("x86_64", ("-march=native",)), ("arm64", ("-mcpu=native",)), ("riscv64", ())):
+        monkeypatch.setattr(toolchain.platform, "machine", lambda machine=machine: machine)
+        assert toolchain.tuning(f"cc for {machine}") == flags
+
+
+@needs_compiler
+def test_no_room_for_the_library_is_no_reason_to_stop(monkeypatch, tmp_path):
+    monkeypatch.setenv("PIKV_CACHE", str(tmp_path))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(toolchain.tempfile, "TemporaryDirectory", full)
+    with pytest.raises(NativeBuildError, match="No space left"):
+        NativeRunner(PolicyNetwork.random((5, 3), seed=11))
+    assert isinstance(loading.RUNNERS["native"](PolicyNetwork.random((5, 3), seed=11)), NumpyRunner)
+
+
+def test_a_network_that_would_take_minutes_to_compile_is_left_to_numpy(monkeypatch):
+    monkeypatch.setattr(native_runner, "MOST_WEIGHTS", 100)
+    with pytest.raises(NativeBuildError, match="weights: at most 100 are compiled"):
+        NativeRunner(PolicyNetwork.random((8,)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_groups", [32, 512])
+def test_a_decision_allocates_nothing_that_stays_and_next_to_nothing_that_goes(num_groups):
+    policy, out = NativeRunner(PolicyNetwork.random((64, 64))), Control.zeros(num_groups)
+    told = random_telemetry(num_groups, np.random.default_rng(0))
+    policy.decide(told, out)
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            policy.decide(told, out)
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in range(1000):
+            policy.decide(told, out)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before <= 64, "bytes that a thousand decisions leave behind"
+    assert peak - before <= 512, "bytes in use at a time: no array, no copy of the telemetry"
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_native_equals_numpy_on_a_million_random_decisions():
+    """Ties (a flag at 0.5, decided by a sign) are counted apart: they may flip below the tolerance."""
+    network = PolicyNetwork.random((64, 64), seed=3)
+    one, two, rng = NumpyRunner(network), NativeRunner(network), np.random.default_rng(3)
+    first, second, ties, worst = Control.zeros(8), Control.zeros(8), 0, 0.0
+    told = random_telemetry(8, rng)
+    flag = GlobalControl.DEMOTE_ON_PRESSURE
+    for _ in range(10**6 // 8):  # one draw of the groups serves eight of the globals
+        told.groups[:] = rng.uniform(*GROUP_BOUNDS, size=told.groups.shape)
+        for _ in range(8):
+            told.globals[:] = rng.uniform(*GLOBAL_BOUNDS)
+            one.decide(told, first)
+            two.decide(told, second)
+            if first.globals[flag] != second.globals[flag]:
+                ties += 1
+                second.globals[flag] = first.globals[flag]
+            apart = max(np.abs(first.groups - second.groups).max(), np.abs(first.globals - second.globals).max())
+            worst = max(worst, float(apart))
+    assert worst <= 1e-5 and ties == 0, (worst, ties)
 
 
 @needs_compiler

@@ -30,10 +30,10 @@ class Export(Command):
 
     def run(self) -> dict[str, Any]:
         """Write, verify, say where it is."""
-        from pikv_agents.bundles import describe
         from pikv_agents.commands.options import command_line
         from pikv_agents.exporting import export
         from pikv_agents.report import tables
+        from pikv_runtime.policy.shelf import describe
 
         known = None if self.evaluation is None else json.loads(self.evaluation.read_text(encoding="utf-8"))
         path = export(

@@ -23,40 +23,22 @@ class Policies(Command):
         """Print and return what was found; a refused bundle is an error that says why."""
         from rich.markdown import Markdown
 
-        from pikv_agents import bundles
         from pikv_agents.report import tables
-        from pikv_runtime.policy import load_bundle
+        from pikv_runtime.policy import load_bundle, shelf
 
         console = tables.console()
         if self.action == "show":
             if not self.bundle:
                 raise ValueError("show needs a bundle: pikv policies show NAME")
-            found = load_bundle(bundles.find_bundle(self.bundle))
+            found = load_bundle(shelf.find_bundle(self.bundle))
             console.print(Markdown(found.card))
             return {"bundle": str(found.path), "card": found.card, "evaluation": found.evaluation}
-        paths = [bundles.find_bundle(self.bundle)] if self.bundle else bundles.find_bundles()
-        rows = [bundles.describe(path) for path in paths] if self.action == "verify" else [_row(p) for p in paths]
+        paths = [shelf.find_bundle(self.bundle)] if self.bundle else shelf.find_bundles()
+        rows = [shelf.describe(path) for path in paths] if self.action == "verify" else [shelf.line(p) for p in paths]
         console.print(_table(rows))
         if not rows:
             console.print("no bundles here: make one with pikv train and pikv export")
         return {"policies": rows}
-
-
-def _row(path: Any) -> dict[str, Any]:
-    """A bundle's line without trying its runners; one that is refused says why."""
-    from pikv_runtime.policy import BundleError, load_bundle
-
-    try:
-        manifest = load_bundle(path).manifest
-    except BundleError as error:
-        return {"bundle": path.name, "path": str(path), "refused": str(error)}
-    return {
-        "bundle": f"{manifest.name}-{manifest.version}",
-        "path": str(path),
-        "view": manifest.view,
-        "contract": manifest.contract_version,
-        "provenance": manifest.provenance,
-    }
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:

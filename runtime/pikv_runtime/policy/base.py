@@ -24,3 +24,12 @@ class Policy(Protocol):
 
 PolicyLike = str | os.PathLike[str] | Policy | Callable[[Telemetry], Control] | None
 """What may stand for a policy: a spec, a bundle's folder, an object that decides, a function, or nothing."""
+
+
+def prepare(policy: Policy) -> None:
+    """Start what `policy` needs before it decides, such as a process of its own; most need nothing."""
+    getattr(policy, "prepare", _nothing)()
+
+
+def _nothing() -> None:
+    pass

@@ -26,6 +26,7 @@ from pikv_runtime.policy.manifest import (
     check_contract,
     parse_manifest,
     parse_object,
+    short,
 )
 from pikv_runtime.policy.network import PolicyNetwork, check_tensor, expected_shapes
 from pikv_runtime.policy.numpy_runner import NumpyRunner
@@ -156,12 +157,12 @@ def _read_files(path: Path, manifest: Manifest) -> dict[str, bytes]:
     """All listed files, each read once, within the size limit and with its hash."""
     for name in manifest.files:
         if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise BundleError(f"file name {name!r} leaves the bundle")
+            raise BundleError(f"file name {short(name)} leaves the bundle")
     for name in sorted(set(FILES) ^ manifest.files.keys()):
-        raise BundleError(f"manifest {'lacks' if name in FILES else 'lists unknown'} file {name!r}")
+        raise BundleError(f"manifest {'lacks' if name in FILES else 'lists unknown'} file {short(name)}")
     present = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
     for name in sorted(present - manifest.files.keys() - {"manifest.json"}):
-        raise BundleError(f"file {name!r} is not in the manifest")
+        raise BundleError(f"file {short(name)} is not in the manifest")
     for name in sorted(manifest.files.keys() - present):
         raise BundleError(f"file {name!r} is missing")
     contents: dict[str, bytes] = {}
@@ -185,10 +186,11 @@ def _read(path: Path, name: str, limit: int = 2**20) -> bytes:
         raise BundleError(f"file {name!r} is missing") from None
     except OSError as error:
         raise BundleError(f"file {name!r} cannot be read: {error.strerror}") from None
+    info = os.fstat(handle)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(handle)
+        raise BundleError(f"file {name!r} is not a plain file")
     with os.fdopen(handle, "rb") as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise BundleError(f"file {name!r} is not a plain file")
         if info.st_size > limit:
             raise BundleError(f"file {name!r} has {info.st_size} bytes: allowed {limit} at this point")
         return file.read(limit + 1)
@@ -217,7 +219,7 @@ def _network(manifest: Manifest, tensors: dict[str, Array]) -> PolicyNetwork:
                 f"view {manifest.view!r} has {shapes['obs_mean'][0]}"
             )
         for name in sorted(shapes.keys() ^ tensors.keys()):
-            raise ValueError(f"tensor {name!r} is {'missing' if name in shapes else 'unknown'}")
+            raise ValueError(f"tensor {short(name)} is {'missing' if name in shapes else 'unknown'}")
         for name, shape in shapes.items():
             check_tensor(name, tensors[name], shape)
         return PolicyNetwork.from_tensors(manifest.view, manifest.activation, tensors, manifest.num_groups)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from pikv_runtime.contract import Array, Control, GlobalFeature, Telemetry, clip_control
-from pikv_runtime.policy.base import Policy
+from pikv_runtime.policy.base import Policy, prepare
 from pikv_runtime.views.base import (
     CONTROL_GLOBAL_BOUNDS,
     CONTROL_GROUP_BOUNDS,
@@ -68,9 +68,11 @@ class Guard:
         self.engaged = False
         self.reason: str | None = None
         """Why the latest trip happened."""
+        self.trouble: str | None = None
+        """What was wrong at the latest decision; None: nothing."""
         self.counters = dict.fromkeys(("decisions", "fallback_decisions", "trips", "recoveries"), 0)
         self.counters |= dict.fromkeys(REASONS, 0)
-        self._clean_in_a_row = 0
+        self._clean_in_a_row = self._illegal = 0
         self._shadow = Control.zeros(0)
         self._told = Telemetry.zeros(0)
 
@@ -78,6 +80,10 @@ class Guard:
     def name(self) -> str:
         """The policy's name."""
         return str(getattr(self.policy, "name", type(self.policy).__name__))
+
+    def prepare(self) -> None:
+        """Start what the policy needs before it decides, such as a process."""
+        prepare(self.policy)
 
     def metrics(self) -> dict[str, float]:
         """Counters and state, for a logger."""
@@ -91,17 +97,19 @@ class Guard:
         if out is None:
             out = Control.zeros(len(telemetry.groups))
         self.counters["decisions"] += 1
-        reason = self._check_telemetry(telemetry) or self._evaluate(telemetry)
-        self._update(reason)
+        self.trouble = self._check_telemetry(telemetry) or self._evaluate(telemetry)
+        self._update(self.trouble)
         if self.engaged:
             self.counters["fallback_decisions"] += 1
             sanitise(telemetry.groups, GROUP_BOUNDS, self._told.groups)
             sanitise(telemetry.globals, GLOBAL_BOUNDS, self._told.globals)
             self.fallback.decide(self._told, out)
+            illegal = _outside_control(out)
         else:
             np.copyto(out.groups, self._shadow.groups)
             np.copyto(out.globals, self._shadow.globals)
-        if _outside_control(out):
+            illegal = self._illegal
+        if illegal:
             clip_control(out)
         return out
 
@@ -130,12 +138,15 @@ class Guard:
         start = time.perf_counter_ns()
         try:
             self.policy.decide(telemetry, self._shadow)
+        except TimeoutError:  # a policy in a worker, whose answer is not waited for any longer
+            return "timeout"
         except Exception as error:  # whatever a policy does, serving goes on
             _LOG.debug("policy %s raised %r", self.name, error)
             return "error"
         elapsed_us = (time.perf_counter_ns() - start) / 1000
         shadow = self._shadow
-        if _outside_control(shadow) and (np.isnan(shadow.groups).any() or np.isnan(shadow.globals).any()):
+        self._illegal = _outside_control(shadow)
+        if self._illegal and (np.isnan(shadow.groups).any() or np.isnan(shadow.globals).any()):
             return "nan"
         return "timeout" if elapsed_us > self.limits.timeout_us else None
 

@@ -20,9 +20,13 @@ from pikv_runtime.policy.native_runner import NativeRunner
 from pikv_runtime.policy.network import PolicyNetwork
 from pikv_runtime.policy.numpy_runner import NumpyRunner
 from pikv_runtime.policy.toolchain import NativeBuildError
+from pikv_runtime.policy.worker import PREFIX, WorkerPolicy
 from pikv_runtime.rankers import RANKERS
 from pikv_runtime.registry import Registry
 
+DEFAULT_FALLBACK = "lazy/h2o"
+UNHURRIED_S = 10.0
+"""How long a policy in Python may think where no guard watches: in replays and evaluations."""
 _LOG = logging.getLogger("pikv")
 
 
@@ -39,9 +43,16 @@ def _native_or_numpy(network: PolicyNetwork) -> Policy:
         return NumpyRunner(network)
 
 
+def _triton(network: PolicyNetwork) -> Policy:
+    from pikv_runtime.policy.triton_runner import TritonRunner  # torch and triton are imported by who asks for them
+
+    return TritonRunner(network)
+
+
 RUNNERS: Registry[Callable[[PolicyNetwork], Policy]] = Registry("runner")
 RUNNERS.add("numpy", NumpyRunner)
 RUNNERS.add("native", _native_or_numpy)
+RUNNERS.add("triton", _triton)
 
 
 class BundlePolicy:
@@ -59,26 +70,32 @@ def load_policy(
     path_or_spec: str | os.PathLike[str],
     runner: str = "native",
     guard: bool = True,
-    fallback: str = "lazy/h2o",
+    fallback: str = DEFAULT_FALLBACK,
     strict: bool = True,
     limits: GuardLimits | None = None,
 ) -> Policy:
     """A policy ready to decide.
 
     Args:
-        path_or_spec: Folder of a bundle, or a heuristic such as `h2o` or `static:ratio=2/h2o`.
-        runner: `native` (compiled C; numpy where there is no compiler) or `numpy`.
-        guard: Watch a bundle and fall back to `fallback`. Heuristics need no guard.
+        path_or_spec: Folder of a bundle, a heuristic such as `h2o` or `static:ratio=2/h2o`, or a class in Python,
+            `python:FILE.py:CLASS`, which runs in a process of its own.
+        runner: `native` (compiled C; numpy where there is no compiler), `numpy`, or `triton` (on a CUDA device).
+        guard: Watch a bundle or a class and fall back to `fallback`. Heuristics need no guard.
         fallback: Spec of a heuristic.
         strict: Raise on a refused bundle; otherwise log the reason and return the fallback.
         limits: Of the guard.
 
     Raises:
         BundleError: The bundle is refused (`strict` only).
+        ValueError: No such file or class.
         UnknownNameError: No such heuristic or runner.
     """
     RUNNERS[runner]
     heuristic = make_policy(fallback)
+    if isinstance(path_or_spec, str) and path_or_spec.startswith(PREFIX):
+        limits = limits or GuardLimits()
+        worker = WorkerPolicy(path_or_spec, limits.timeout_us / 1e6 if guard else UNHURRIED_S)
+        return Guard(worker, heuristic, limits) if guard else worker
     if isinstance(path_or_spec, str) and not _is_path(path_or_spec):
         return make_policy(path_or_spec)
     try:

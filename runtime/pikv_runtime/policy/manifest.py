@@ -117,10 +117,10 @@ def parse_manifest(text: str) -> Manifest:
     for missing in sorted(_CHECKS.keys() - data.keys()):
         raise BundleError(f"manifest lacks field {missing!r}")
     for extra in sorted(data.keys() - _CHECKS.keys()):
-        raise BundleError(f"manifest has unknown field {extra!r}")
+        raise BundleError(f"manifest has unknown field {short(extra)}")
     for name, (check, allowed) in _CHECKS.items():
         if not check(data[name]):
-            raise BundleError(f"manifest field {name!r} is {_short(data[name])}: must be {allowed}")
+            raise BundleError(f"manifest field {name!r} is {short(data[name])}: must be {allowed}")
     lists = {f: tuple(tuple(pair) for pair in data[f]) for f in ("group_features", "global_features")}
     return Manifest(**{**data, **lists, "layers": tuple(data["layers"])})
 
@@ -152,23 +152,27 @@ def parse_object(name: str, text: str) -> dict[str, Any]:
         raise BundleError(f"{name} holds {constant}")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise BundleError(f"{name} has field {key!r} twice")
-        return dict(pairs)
+        found = dict[str, Any]()
+        for key, value in pairs:
+            if key in found:
+                raise BundleError(f"{name} has field {short(key)} twice")
+            found[key] = value
+        return found
 
     try:
         data = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
     except BundleError:
         raise
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise BundleError(f"{name} is not JSON: nested too deeply") from None
+    except ValueError as error:
         raise BundleError(f"{name} is not JSON: {error}") from None
     if not isinstance(data, dict):
-        raise BundleError(f"{name} holds {_short(data)}: must be an object")
+        raise BundleError(f"{name} holds {short(data)}: must be an object")
     return data
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """`repr` of at most 60 characters, for messages about what somebody else wrote."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -14,6 +14,9 @@ from pikv_runtime.policy.network import PolicyNetwork
 from pikv_runtime.policy.numpy_runner import NumpyRunner, check_groups
 from pikv_runtime.policy.toolchain import NativeBuildError, load_library
 
+MOST_WEIGHTS = 2**20
+"""Larger networks would take the compiler minutes and gigabytes; numpy is as fast there."""
+
 
 class NativeRunner:
     """Evaluates a network in compiled C; raises NativeBuildError if it cannot be built or does not agree."""
@@ -21,6 +24,9 @@ class NativeRunner:
     name = "native"
 
     def __init__(self, network: PolicyNetwork) -> None:
+        weights = sum(weight.size for weight, _ in network.layers)
+        if weights > MOST_WEIGHTS:
+            raise NativeBuildError(f"the network has {weights} weights: at most {MOST_WEIGHTS} are compiled")
         self.network = network
         self.view = network.control_view
         self._library = load_library(source(network))

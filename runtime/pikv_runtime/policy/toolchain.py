@@ -5,15 +5,19 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from pikv_runtime.private_cache import CacheError, cache_folder, check_private
 
 # No -ffast-math: NaN must stay NaN. The two -fno- flags only say that nobody reads errno or traps.
-FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC")
+FLAGS = ("-O3", "-fno-trapping-math", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC")
+TUNING = {"x86_64": "-march=native", "amd64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
+"""How the instruction set of this very processor is asked for, by machine; a compiler that refuses does without."""
 COMPILERS = ("cc", "gcc", "clang")
 _TIMEOUT_S = 300
 
@@ -37,33 +41,51 @@ def load_library(source: str) -> ctypes.PyDLL:
     The GIL is kept during calls: they take a microsecond, less than handing it over and back.
     """
     compiler = find_compiler()
+    flags = (*FLAGS, *tuning(compiler))
     try:
-        path = cache_folder() / f"policy-{_key(source, compiler)}.so"
+        path = cache_folder() / f"policy-{_key(source, compiler, flags)}.so"
         if not path.exists():
-            _build(source, compiler, path)
+            _build(source, compiler, flags, path)
         check_private(path)
-    except CacheError as error:
+        try:
+            return ctypes.PyDLL(str(path))
+        except OSError:
+            # A damaged file: build it anew, once.
+            _build(source, compiler, flags, path)
+            return ctypes.PyDLL(str(path))
+    except (CacheError, OSError) as error:
         raise NativeBuildError(str(error)) from None
+
+
+@cache
+def tuning(compiler: str) -> tuple[str, ...]:
+    """The flag that tunes for this processor, or nothing where the compiler knows none."""
+    flag = TUNING.get(platform.machine().lower())
+    if flag is None:
+        return ()
     try:
-        return ctypes.PyDLL(str(path))
-    except OSError:
-        # A damaged file: build it anew, once.
-        _build(source, compiler, path)
-        return ctypes.PyDLL(str(path))
+        _macros(compiler, (*FLAGS, flag))
+    except NativeBuildError:
+        return ()
+    return (flag,)
 
 
-def _key(source: str, compiler: str) -> str:
-    """Digest of source, flags, compiler version and the instruction set that `native` means here."""
-    macros = _run([compiler, *FLAGS, "-dM", "-E", "-x", "c", os.devnull])
-    return hashlib.sha256("\0".join([source, *FLAGS, macros]).encode()).hexdigest()[:32]
+def _macros(compiler: str, flags: tuple[str, ...]) -> str:
+    """What the compiler predefines: its version, and the instruction set."""
+    return _run([compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])
 
 
-def _build(source: str, compiler: str, path: Path) -> None:
+def _key(source: str, compiler: str, flags: tuple[str, ...]) -> str:
+    """Digest of source, flags, compiler version and instruction set: a home folder may serve several machines."""
+    return hashlib.sha256("\0".join([source, *flags, _macros(compiler, flags)]).encode()).hexdigest()[:32]
+
+
+def _build(source: str, compiler: str, flags: tuple[str, ...], path: Path) -> None:
     """Compile beside `path`, then rename: a half-written library is never seen."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as scratch:
         text, library = Path(scratch, "policy.c"), Path(scratch, "policy.so")
         text.write_text(source, encoding="utf-8")
-        _run([compiler, *FLAGS, "-o", str(library), str(text), "-lm"])
+        _run([compiler, *flags, "-o", str(library), str(text), "-lm"])
         library.chmod(0o700)
         library.replace(path)
 

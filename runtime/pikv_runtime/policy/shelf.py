@@ -1,9 +1,10 @@
-"""Looking at bundles: finding, describing and verifying them."""
+"""The shelf: finding bundles by name, describing and verifying them, without the training stack."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,10 +13,14 @@ from unittest import mock
 
 import numpy as np
 
-import pikv_runtime
 from pikv_runtime.contract import Telemetry
-from pikv_runtime.policy import Bundle, BundleError, NumpyRunner, Policy, PolicyNetwork, load_bundle, load_policy
+from pikv_runtime.policy.base import Policy
+from pikv_runtime.policy.bundle import Bundle, load_bundle
+from pikv_runtime.policy.loading import load_policy
+from pikv_runtime.policy.manifest import BundleError
 from pikv_runtime.policy.native_runner import NativeRunner
+from pikv_runtime.policy.network import PolicyNetwork
+from pikv_runtime.policy.numpy_runner import NumpyRunner
 from pikv_runtime.policy.toolchain import NativeBuildError
 
 _TIMED = 2000
@@ -23,13 +28,15 @@ _TIMED = 2000
 
 def shelf() -> list[Path]:
     """Folders in which bundles are looked for: here, in the checkout, in the installed package."""
-    root = Path(pikv_runtime.__file__).parents[2]
-    places = [Path("trained_policies"), root / "trained_policies", Path(__file__).parent / "_trained_policies"]
+    checkout = Path(__file__).parents[3]
+    places = [Path("trained_policies"), checkout / "trained_policies"]
+    # Looked for, not imported: the package that carries them may need what is not installed.
+    places += [Path(entry) / "pikv_agents" / "_trained_policies" for entry in sys.path]
     return [p for p in dict.fromkeys(place.resolve() for place in places) if p.is_dir()]
 
 
 def find_bundles(places: list[Path] | None = None) -> list[Path]:
-    """All folders with a manifest on the shelf."""
+    """All folders with a manifest in `places` (by default the shelf)."""
     return [m.parent for place in places or shelf() for m in sorted(place.glob("*/manifest.json"))]
 
 
@@ -76,6 +83,21 @@ def _compile(network: PolicyNetwork) -> tuple[NativeRunner, float]:
     with tempfile.TemporaryDirectory() as empty, mock.patch.dict(os.environ, PIKV_CACHE=empty):
         begin = time.perf_counter()
         return NativeRunner(network), time.perf_counter() - begin
+
+
+def line(path: Path) -> dict[str, Any]:
+    """What a bundle says of itself, loaded with all checks but its runners untried; one that is refused says why."""
+    try:
+        manifest = load_bundle(path).manifest
+    except BundleError as error:
+        return {"bundle": path.name, "path": str(path), "refused": str(error)}
+    return {
+        "bundle": f"{manifest.name}-{manifest.version}",
+        "path": str(path),
+        "view": manifest.view,
+        "contract": manifest.contract_version,
+        "provenance": manifest.provenance,
+    }
 
 
 def describe(path: Path | str) -> dict[str, Any]:
