@@ -136,8 +136,8 @@ def check_engine(rows: Rows, device: torch.device) -> None:
         rows.add(f"engine forward per iteration, {ranks} ranks", step_ms, "ms", stock_ms)
 
 
-def time_policies(rows: Rows) -> None:
-    """A decision over 32 groups by both runners, on the CPU, where they run beside a GPU too."""
+def time_policies(rows: Rows, device: torch.device) -> None:
+    """A decision over 32 groups by every runner: on the CPU, where two of them run beside a GPU too, and on the GPU."""
     from pikv_runtime.contract import Control
     from pikv_runtime.policy import NativeRunner, NumpyRunner, PolicyNetwork, random_telemetry
     from pikv_runtime.policy.toolchain import NativeBuildError
@@ -152,8 +152,16 @@ def time_policies(rows: Rows) -> None:
         print(f"native runner skipped: {error}")
         return
     rows.add("policy decision, native", median_us(lambda: native.decide(told, out), cpu, 500), "us", numpy_us)
-    gap = float(np.abs(native.decide(told).groups - reference.decide(told).groups).max())
-    rows.add("policy decision, native against numpy", gap, "", 1e-5, gap <= 1e-5)
+    runners: dict[str, Any] = {"native": native}
+    if device.type == "cuda":
+        from pikv_runtime.policy.triton_runner import TritonRunner
+
+        runners["triton"] = TritonRunner(network)
+        triton_us = median_us(lambda: runners["triton"].decide(told, out), cpu, 500)
+        rows.add("policy decision, triton in a CUDA graph, with copies", triton_us, "us", numpy_us)
+    for name, runner in runners.items():
+        gap = float(np.abs(runner.decide(told).groups - reference.decide(told).groups).max())
+        rows.add(f"policy decision, {name} against numpy", gap, "", 1e-5, gap <= 1e-5)
 
 
 def meta(device: torch.device) -> dict[str, Any]:
@@ -186,7 +194,7 @@ def main() -> int:
         check_engine(rows, device)
     else:
         print("engine skipped: transformers is not installed")
-    time_policies(rows)
+    time_policies(rows, device)
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"rows": rows.rows, "meta": meta(device)}, indent=1))

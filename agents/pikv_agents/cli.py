@@ -34,7 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "policies": ("pikv_agents.commands.policies:Policies", "list, show and verify policy bundles"),
     "run": ("pikv_agents.commands.run:Run", "serve a workload for real, under one policy or several"),
     "parity": ("pikv_agents.commands.parity:Parity", "the trace environment against the live runtime"),
-    "bench": ("pikv_agents.commands.bench:Bench", "how fast the environment steps and a learner learns here"),
+    "bench": (
+        "pikv_agents.commands.bench:Bench",
+        "how fast environment, learning and decisions are here",
+    ),
     "calibrate": ("pikv_agents.commands.calibrate:Calibrate", "measure this machine's prices"),
     "workloads": ("pikv_agents.commands.workloads:Workloads", "list workload families, draw one, generate traces"),
     "convert": ("pikv_agents.commands.convert:Convert", "a trace of another format in the Mooncake line format"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from pikv_env.pool import WorkloadPool
 from pikv_env.traces.library import TraceLibrary
 from pikv_env.workloads.families import check_text
 from pikv_runtime.objective import LAMBDA1, LAMBDA2
-from pikv_runtime.policy import load_policy
+from pikv_runtime.policy import Watch, load_policy
 
 LAMBDAS = (LAMBDA1, LAMBDA2)
 
@@ -83,10 +84,12 @@ def live_section(
     model: Any = "embedded",
     note: Callable[[str], None] = lambda text: None,
     record: Path | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Live, dict[str, LiveResult]]:
     """Serve the pool's workload under every policy (name -> spec or bundle's folder), trace beside live.
 
-    `record`: folder for the runs' serving logs, one `.npz` by policy.
+    `record`: folder for the runs' serving logs, one `.npz` by policy. `watch`: what to keep of their decisions; its
+    `log` is a folder, in which every policy has its own file.
 
     Returns:
         The report's section, and the results by policy.
@@ -97,7 +100,12 @@ def live_section(
         note(f"{name} on {pool.config.ranks} rank(s)")
         rows.append(predicted(pool, policy, pressure) | {"policy": name})  # type: ignore[arg-type]
         log = record / f"{log_name(name)}.npz" if record is not None else None
-        results[name] = run_live(pool, policy, pressure=pressure, lambdas=LAMBDAS, clock=clock, model=model, record=log)
+        kept = watch
+        if watch is not None and watch.log is not None:
+            kept = replace(watch, log=watch.log / f"{log_name(name)}.jsonl")
+        results[name] = run_live(
+            pool, policy, pressure=pressure, lambdas=LAMBDAS, clock=clock, model=model, record=log, watch=kept
+        )
         rows.append(measured(results[name], name))
     return {"family": pool.config.families[0], "ranks": pool.config.ranks, "rows": rows}, results
 

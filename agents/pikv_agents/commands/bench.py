@@ -29,10 +29,33 @@ class Bench(Command):
     repeats: int = 5
     """Runs of which the median is reported."""
     quick: bool = False
-    """Fewer lanes and runs, nothing grown: a look, not a figure to publish."""
+    """Fewer lanes and runs, nothing grown, nothing served: a look, not a figure to publish."""
+    bundle: str = "balance"
+    """policy: path or name of the bundle whose network decides."""
 
     def run(self) -> dict[str, Any]:
         """Measure, print the rows, return them."""
+        return self._policy() if self.what == "policy" else self._env()
+
+    def _policy(self) -> dict[str, Any]:
+        from tqdm import tqdm
+
+        from pikv_agents import policy_bench as bench
+        from pikv_agents.environment_bench import versions
+        from pikv_agents.report import tables
+        from pikv_runtime.policy import shelf
+
+        at_least_one(repeats=self.repeats)
+        path = shelf.find_bundle(self.bundle)
+        found = bench.rows(path, 500 if self.quick else 5000, self.repeats, live=not self.quick)
+        rows = list(tqdm(found, "measuring", unit="row", leave=False))
+        console = tables.console()
+        console.print(bench.table(rows))
+        console.print(bench.in_words(rows))
+        meta = {**origin(), "bundle": path.name, "groups": list(bench.GROUPS), "versions": versions()}
+        return {"rows": rows, "meta": meta}
+
+    def _env(self) -> dict[str, Any]:
         from tqdm import tqdm
 
         from pikv_agents import environment_bench as bench
