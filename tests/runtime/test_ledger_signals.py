@@ -23,7 +23,8 @@ from ledger_lab import (
 
 from pikv_runtime import ledger as lg
 from pikv_runtime.ledger import Tally
-from pikv_runtime.ledger.observe import CONFLICT_WINDOW_S, MASS_RATE, observed_step, read_masks
+from pikv_runtime.ledger.averages import MASS_RATE
+from pikv_runtime.ledger.observe import CONFLICT_WINDOW_S, observed_step, read_masks
 from pikv_runtime.ledger.readset import select
 from pikv_runtime.ledger.references import evict_page
 

@@ -137,12 +137,11 @@ def _block_row(layers: int) -> np.dtype[np.void]:
     fields: list[tuple[str, type, tuple[int, ...]]] = [
         *((name, np.int8, (layers,)) for name in ("codec", "tag", "rank")),
         *((name, np.int8, ()) for name in small),
-        ("users", np.int32, ()),
-        ("refs", np.int32, (layers,)),
-        *((name, np.int32, ()) for name in ("uses", "children", "depth", "length")),
+        *((name, np.int32, ()) for name in ("users", "uses", "children", "depth", "length")),
         ("last_s", np.float64, ()),
+        ("order", np.int64, ()),  # up to here is what ordering all victims anew looks at
+        ("refs", np.int32, (layers,)),
         *((name, np.int64, ()) for name in ("hash", "parent", "serial", "linked")),
-        ("order", np.int64, ()),
         ("up", np.int32, ()),
         ("error", np.float32, (layers, len(CODECS))),
     ]

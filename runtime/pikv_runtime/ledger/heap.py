@@ -1,10 +1,13 @@
-"""Binary heaps: they hand out the lowest first and sort no more than is asked for. Over (value, id), ties by id, and
-over single words."""
+"""Heaps: they hand out the lowest first and sort no more than is asked for. Binary over (value, id), ties by id; and
+over single words, eight children to an entry: what is compared at a level fills one cache line, and ten thousand words
+are five levels deep instead of fourteen, of which the lower ones are never in a cache."""
 
 from __future__ import annotations
 
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import F8, I8
+
+CHILDREN = 8  # of an entry in a heap of words
 
 
 @jit
@@ -63,14 +66,15 @@ def pop(values: F8, ids: I8, count: int) -> int:
 def _sink(keys: I8, count: int, start: int) -> None:
     key, at = keys[start], start
     while True:
-        below = 2 * at + 1
-        if below >= count:
+        first = CHILDREN * at + 1
+        if first >= count:
             break
-        if below + 1 < count and keys[below + 1] < keys[below]:
-            below += 1
-        if key < keys[below]:
+        lowest, below = keys[first], first
+        for child in range(first + 1, min(first + CHILDREN, count)):
+            lowest, below = (keys[child], child) if keys[child] < lowest else (lowest, below)
+        if key < lowest:
             break
-        keys[at] = keys[below]
+        keys[at] = lowest
         at = below
     keys[at] = key
 
@@ -78,7 +82,7 @@ def _sink(keys: I8, count: int, start: int) -> None:
 @jit
 def heapify_keys(keys: I8, count: int) -> None:
     """Order the first `count` words as a heap."""
-    for start in range(count // 2 - 1, -1, -1):
+    for start in range((count - 2) // CHILDREN, -1, -1):
         _sink(keys, count, start)
 
 
@@ -87,7 +91,7 @@ def push_key(keys: I8, count: int, key: int) -> None:
     """Add a word to a heap of `count`."""
     at = count
     while at > 0:
-        above = (at - 1) >> 1
+        above = (at - 1) // CHILDREN
         if keys[above] < key:
             break
         keys[at] = keys[above]

@@ -8,15 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from pikv_runtime.contract import GlobalControl, GroupControl
+from pikv_runtime.ledger.averages import add_to_groups, captured_by, update_average, update_reads, update_total
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.prefetch import fetch, fetch_pages
 from pikv_runtime.ledger.readset import choose, takes_all
 from pikv_runtime.ledger.state import F4, F8, I1, I8, Ledger, Tally
-from pikv_runtime.ledger.sums import GroupSum, to_moment, to_share
 from pikv_runtime.ledger.utility import decoding, window_start
 
 CONFLICT_WINDOW_S = 60.0
-MASS_RATE = 0.3  # weight of a new observation in a page's attention-mass average
 
 
 @jit
@@ -92,60 +91,37 @@ def _write_bias(s: Ledger, i: int, r: int, layer: int, bias: F4) -> None:
 
 
 @jit
-def _update_mass(s: Ledger, i: int, r: int, layer: int, read: I1, mass: F4, captured: float, count: int) -> None:
-    """Averages of the pages that were read, relative to a uniform spread over them."""
-    average, total = s.page_mass[i, r, layer], s.page_mass_sum[i, r, layer]
-    reads, last, tags = s.page_reads[i, r, layer], s.page_last_s[i, r, layer], s.page_tag[i, r, layer]
-    now, scale, offset = float(np.float32(s.clock_s[i])), count / captured, s.layer_group[layer]
-    moment = to_moment(now)
-    for p in range(s.slot_pages[i, r]):
-        if read[p] == 1:
-            relative, before, seen = float(mass[p]) * scale, float(average[p]), float(last[p])
-            average[p] = before + MASS_RATE * (relative - before)
-            total[p] = float(total[p]) + relative
-            reads[p] += 1.0
-            last[p] = now
-            if tags[p] >= 0:
-                g = tags[p] * s.layer_groups + offset
-                s.group_sums[i, g, GroupSum.MASS] += to_share(float(average[p])) - to_share(before)
-                s.group_sums[i, g, GroupSum.LAST] += moment - to_moment(seen)
-
-
-@jit
-def _count_wishes(s: Ledger, i: int, r: int, layer: int, wished: I1, mass: F4, audited: bool) -> None:
-    """Count what was wished for, what of it is gone, and, where the mass of gone pages is known, their mass."""
+def _count_wishes(s: Ledger, i: int, r: int, layer: int, wished: I1) -> None:
+    """Count what was wished for, and what of it is gone."""
     live, tags, gone_s = s.page_live[i, r, layer], s.page_tag[i, r, layer], s.page_gone_s[i, r, layer]
-    wishes, ghosts, conflicts, wished_mass, hit_mass = 0, 0, 0, 0.0, 0.0
-    for p in range(s.sink_pages, window_start(s, i, r)):
-        if wished[p] == 0:
-            continue
-        wishes += 1
-        wished_mass += float(mass[p])
-        if live[p] == 1:
-            hit_mass += float(mass[p])
-        else:
-            ghosts += 1
-            conflicts += 1 if s.clock_s[i] - float(gone_s[p]) <= CONFLICT_WINDOW_S else 0
+    groups, offset, wishes, ghosts = s.layer_groups, s.layer_group[layer], 0, 0
+    for p in range(wished.shape[0]):
+        wishes += wished[p]
+        ghosts += wished[p] & (1 - live[p])
         if tags[p] >= 0:
-            group = tags[p] * s.layer_groups + s.layer_group[layer]
-            s.group_wishes[i, group, 0] += 1.0
-            if live[p] == 0:
-                s.group_wishes[i, group, 1] += 1.0
+            s.group_wishes[i, tags[p] * groups + offset, 0] += wished[p]
     s.tally[i, Tally.WISHED_PAGES] += wishes
     s.tally[i, Tally.GHOST_WISHES] += ghosts
-    s.tally[i, Tally.CONFLICTS] += conflicts
-    if audited:
-        s.tally[i, Tally.WISHED_MASS] += wished_mass
-        s.tally[i, Tally.HIT_MASS] += hit_mass
+    for p in range(wished.shape[0] if ghosts > 0 else 0):
+        if wished[p] == 1 and live[p] == 0:
+            s.tally[i, Tally.CONFLICTS] += 1 if s.clock_s[i] - float(gone_s[p]) <= CONFLICT_WINDOW_S else 0
+            if tags[p] >= 0:
+                s.group_wishes[i, tags[p] * groups + offset, 1] += 1.0
 
 
 @jit
-def _layer_loss(s: Ledger, i: int, r: int, layer: int, read: I1, mass: F4, captured: float) -> float:
-    """An audited layer's fidelity loss: missed mass + Σ mass · codec error of what is read, at most 1."""
-    errors, lost = s.page_error[i, r, layer], max(0.0, 1.0 - captured)
-    for p in range(s.slot_pages[i, r]):
-        if read[p] == 1:
-            lost += np.float64(mass[p]) * errors[p]
+def _audit_layer(s: Ledger, i: int, r: int, layer: int, read: I1, wished: I1, mass: F4, captured: float) -> float:
+    """Count the attention mass of wished pages, and of those the resident ones. Returns the layer's fidelity loss:
+    missed mass + Σ mass · codec error of what is read, at most 1."""
+    live, errors = s.page_live[i, r, layer], s.page_error[i, r, layer]
+    wished_mass, hit_mass, lost = 0.0, 0.0, max(0.0, 1.0 - captured)
+    for p in range(read.shape[0]):
+        here = np.float64(mass[p])  # compiled, float() would leave it 32 bits wide
+        lost += here * errors[p] * read[p]
+        wished_mass += here * wished[p]
+        hit_mass += here * (wished[p] & live[p])
+    s.tally[i, Tally.WISHED_MASS] += wished_mass
+    s.tally[i, Tally.HIT_MASS] += hit_mass
     return min(1.0, lost)
 
 
@@ -156,25 +132,27 @@ def observe(s: Ledger, i: int, r: int, mass: F4, score: F4) -> None:
     For an audited request `mass` is exact (sums to 1 over all its pages, gone ones included); for others only its
     values on pages that are read matter.
     """
-    q, pages = s.slot_request[i, r], s.page_block.shape[2]
+    q, pages = s.slot_request[i, r], s.slot_pages[i, r]
     read, wished, bias = np.empty(pages, np.int8), np.empty(pages, np.int8), np.empty(pages, np.float32)
     values, ids = np.empty(pages, np.float64), np.empty(pages, np.int64)
-    audited, loss = s.req_audited[i, q] == 1, 0.0
+    gained, passed = np.empty(pages, np.float64), np.empty(pages, np.float64)
+    audited, loss, now = s.req_audited[i, q] == 1, 0.0, float(np.float32(s.clock_s[i]))
     fetch_pages(s, i, r)
     for layer in range(s.layers):
-        fetch(mass[layer], s.slot_pages[i, r])
+        fetch(mass[layer], pages)
     for layer in range(s.layers):
         seen = mass[layer]
         _write_masks(s, i, r, layer, score[layer], read, wished, bias, values, ids)
-        captured, count = 0.0, 0
-        for p in range(s.slot_pages[i, r]):
-            captured += float(seen[p]) * read[p]
-            count += read[p]
+        captured, count = captured_by(read, seen)
         if captured > 0.0:
-            _update_mass(s, i, r, layer, read, seen, captured, count)
-        _count_wishes(s, i, r, layer, wished, seen, audited)
+            scale = count / captured
+            update_average(read, seen, scale, s.page_mass[i, r, layer], gained)
+            update_total(read, seen, scale, s.page_mass_sum[i, r, layer])
+            update_reads(read, now, s.page_reads[i, r, layer], s.page_last_s[i, r, layer], passed)
+            add_to_groups(s, i, r, layer, gained, passed)
+        _count_wishes(s, i, r, layer, wished)
         if audited:
-            loss += _layer_loss(s, i, r, layer, read, seen, captured)
+            loss += _audit_layer(s, i, r, layer, read, wished, seen, captured)
     s.req_observed[i, q] += 1
     if audited:
         c = s.req_class[i, q]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+import numpy as np
+
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import Ledger
 
@@ -32,15 +34,28 @@ class GroupSum(IntEnum):
 
 
 @jit
+def whole_share(value: float) -> float:
+    """A mass or an error in fixed point; float32 values of at least 2^-8 without rounding. A whole number, as a float
+    because vectors know no conversion to 64-bit integers."""
+    return np.trunc((value if value < MOST else MOST) * SHARE)
+
+
+@jit
+def whole_moment(seconds: float) -> float:
+    """A time in fixed point, a whole number."""
+    return np.trunc(seconds * SECOND)
+
+
+@jit
 def to_share(value: float) -> int:
-    """A mass or an error in fixed point; float32 values of at least 2^-8 without rounding."""
-    return int((value if value < MOST else MOST) * SHARE)
+    """`whole_share` as an integer."""
+    return int(whole_share(value))
 
 
 @jit
 def to_moment(seconds: float) -> int:
-    """A time in fixed point."""
-    return int(seconds * SECOND)
+    """`whole_moment` as an integer."""
+    return int(whole_moment(seconds))
 
 
 @jit

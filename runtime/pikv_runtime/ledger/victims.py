@@ -47,6 +47,8 @@ def refresh_victims(s: Ledger, i: int) -> None:
     heap, count = s.victims[i], 0
     s.victim_made_s[i] = s.clock_s[i]
     for block in range(s.block_cached.shape[1]):
+        if count == s.cached_count[i]:
+            break  # those are all: slots further up were never used
         if s.block_cached[i, block] == 1:
             heap[count] = s.block_order[i, block] = _entry(s, i, block)
             count += 1
