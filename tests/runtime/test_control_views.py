@@ -208,3 +208,15 @@ def test_rankers_write_all_weights(name):
     apply_ranker(name, control)
     assert np.isfinite(control.globals[GlobalControl.PAGE_RECENCY :]).all()
     assert control.globals[GlobalControl.BLOCK_RECENCY] == 1
+
+
+def test_biases_alone_decode_to_the_same_bits_beside_lanes_that_look_at_features():
+    rng, view = np.random.default_rng(7), make_view("coef")
+    groups, globals_ = told(rng, 3, 6)
+    actions = sample(view, rng, 3)
+    varying = [name.count(".") == 1 and not name.endswith(".bias") for name in view.action_names()]
+    actions[:2, varying] = 0.0
+    mixed, alone = decode(view, actions, groups, globals_), decode(view, actions[:2], groups[:2], globals_[:2])
+    for together, apart in zip(mixed, alone, strict=True):
+        np.testing.assert_array_equal(together[:2], apart)
+    assert np.ptp(mixed[0][2, :, 0]) > 0, "the third lane tells groups apart"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -76,13 +76,11 @@ class CoefView(ControlView):
 
     def decode(self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array) -> None:
         """See `ControlView.decode`."""
-        n, num_groups = groups.shape[:2]
-        low, high = GROUP_BOUNDS[0][_BASIS_COLUMNS], GROUP_BOUNDS[1][_BASIS_COLUMNS]
-        basis = np.ones((n, num_groups, len(COEF_BASIS)), actions.dtype)
-        basis[..., 1:] = sanitise(groups[..., _BASIS_COLUMNS], (low, high)) * _BASIS_SCALE + _BASIS_SHIFT
-        weights = np.zeros((n, len(COEF_BASIS), len(GROUP_CONTROLS)), actions.dtype)
+        weights = np.zeros((len(groups), len(COEF_BASIS), len(GROUP_CONTROLS)), actions.dtype)
         weights[:, TERM_ROWS, TERM_COLUMNS] = actions[:, :COEF_TERM_COUNT]
-        value = np.tanh(COEF_GAIN * (basis @ weights))
+        # Biases alone (few levers learn anything else) say the same of every group: no features are needed.
+        said = _basis(groups, actions.dtype) @ weights if weights[:, 1:].any() else weights[:, :1]
+        value = np.tanh(COEF_GAIN * said)
         out_groups[..., GroupControl.ROUTING_BIAS] = value[..., GroupControl.ROUTING_BIAS]
         value = np.clip(value / COEF_SATURATION, -1.0, 1.0)
         out_groups[..., GroupControl.COMPRESSION_RATIO] = (
@@ -111,6 +109,14 @@ class CoefView(ControlView):
         units[:, window] = 2 * np.log(globals_[:, window] / low) / np.log(high / low) - 1
         actions[:, COEF_TERM_COUNT:] = units
         return actions
+
+
+def _basis(groups: Array, dtype: np.dtype[Any]) -> Numbers:
+    """What a group's controls are linear in, (n, N, 8)."""
+    low, high = GROUP_BOUNDS[0][_BASIS_COLUMNS], GROUP_BOUNDS[1][_BASIS_COLUMNS]
+    basis = np.ones((*groups.shape[:2], len(COEF_BASIS)), dtype)
+    basis[..., 1:] = sanitise(groups[..., _BASIS_COLUMNS], (low, high)) * _BASIS_SCALE + _BASIS_SHIFT
+    return basis
 
 
 def _decode_globals(actions: Numbers, out: Array) -> None:
