@@ -15,6 +15,7 @@ from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from pikv_agents.activation import Tanh
 from pikv_agents.normaliser import FrozenNormaliser
 from pikv_agents.presets import TrainConfig
 from pikv_runtime.control_views import make_view
@@ -42,7 +43,7 @@ def _policy(config: TrainConfig, normaliser: Normaliser) -> dict[str, Any]:
     return {
         "features_extractor_class": FrozenNormaliser,
         "features_extractor_kwargs": {"mean": mean, "std": std},
-        "activation_fn": torch.nn.Tanh,
+        "activation_fn": Tanh,
     }
 
 
