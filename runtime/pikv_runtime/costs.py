@@ -154,9 +154,10 @@ def _spans(s: Ledger, lane: int) -> tuple[Floats, Floats]:
     n = int(s.num_requests[lane])
     now = s.clock_s[lane]
     arrival, first = s.req_arrival_s[lane, :n], s.req_first_s[lane, :n]
-    finish = np.where(s.req_status[lane, :n] == Status.DONE, s.req_finish_s[lane, :n], now)
-    to_first = np.where(first >= 0, first, np.maximum(now, arrival)) - arrival
-    return to_first, np.where(first >= 0, finish - first, 0.0)
+    over = np.isin(s.req_status[lane, :n], (Status.DONE, Status.CANCELLED))
+    end = np.where(over, s.req_finish_s[lane, :n], now)
+    to_first = np.where(first >= 0, first, np.maximum(end, arrival)) - arrival
+    return to_first, np.where(first >= 0, end - first, 0.0)
 
 
 def _request_times(s: Ledger, lane: int) -> tuple[Floats, Floats]:

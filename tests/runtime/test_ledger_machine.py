@@ -21,13 +21,23 @@ from ledger_lab import (
 )
 
 from pikv_runtime import ledger as lg
-from pikv_runtime.contract import GLOBAL_FEATURES, GROUP_FEATURES, GlobalControl
+from pikv_runtime.block_rules import BLOCK_RULES, Orders, make_block_rule
+from pikv_runtime.contract import (
+    GLOBAL_FEATURES,
+    GROUP_FEATURES,
+    Control,
+    GlobalControl,
+    clip_control,
+)
 from pikv_runtime.ledger.drive import replay_signals
+from pikv_runtime.ledger.rule_room import with_orders
+from pikv_runtime.ledger.schedule import preempt
 from pikv_runtime.ledger.utility import always_on
 
-SLOTS = 3
+SLOTS, REQUESTS = 3, 14
+RULES = [name for name in BLOCK_RULES.names() if not BLOCK_RULES[name].offline]
 LEDGERS = {
-    (ranks, lossy): make(ranks=ranks, slots=SLOTS, blocks=28, requests=14, share_lossy=lossy, host_bytes=1)
+    (ranks, lossy): make(ranks=ranks, slots=SLOTS, blocks=28, requests=REQUESTS, share_lossy=lossy, host_bytes=1)
     for ranks in (1, 2, 4)
     for lossy in (False, True)
 }
@@ -35,19 +45,26 @@ BANK = bank()
 
 
 class LedgerMachine(RuleBasedStateMachine):
+    operations = 0
+    """Operations on any ledger so far; each is followed by a check of all invariants."""
+    starts = RULES
+    """Block rules that a ledger may begin with."""
+
     @initialize(
         seed=st.integers(0, 2**32 - 1),
         ranks=st.sampled_from([1, 2, 4]),
         lossy=st.booleans(),
         blocks=st.integers(3, 14),
         hosted=st.sampled_from([0, 0, 3, 12]),
+        data=st.data(),
     )
-    def start(self, seed, ranks, lossy, blocks, hosted):
-        self.rng = np.random.default_rng(seed)
-        self.s = LEDGERS[ranks, lossy]
+    def start(self, seed, ranks, lossy, blocks, hosted, data):
+        self.rng, self.key, self.cancelled = np.random.default_rng(seed), (ranks, lossy), 0
+        self.s = LEDGERS[self.key]
         self.s.cap_bytes[0] = blocks * BLOCK_BYTES + int(self.rng.integers(BLOCK_BYTES))
         self.s.host_cap[0] = hosted * BLOCK_BYTES // 2
-        load(self.s, workload(self.rng), audit=0.5)
+        load(self.s, workload(self.rng, REQUESTS), audit=0.5)
+        self._follow(data.draw(st.sampled_from(self.starts)))
 
     @rule(steps=st.integers(1, 12))
     def serve(self, steps):
@@ -89,6 +106,37 @@ class LedgerMachine(RuleBasedStateMachine):
         }
 
     @rule()
+    def absurd_control(self):
+        control = Control.zeros(self.s.control_groups.shape[1])
+        for values in (control.groups, control.globals):
+            values[:] = self.rng.choice([np.nan, np.inf, -np.inf, 1e30, -1.0, 0.0], values.shape)
+        assert clip_control(control) > 0
+        put(self.s, control)
+
+    @rule(q=st.integers(0, REQUESTS - 1))
+    def cancel(self, q):
+        s = self.s
+        before, left = lg.Status(s.req_status[0, q]), int(s.unfinished[0])
+        went = lg.cancel(s, 0, q)
+        assert went == (before in (lg.Status.FUTURE, lg.Status.WAITING, lg.Status.RUNNING))
+        assert s.unfinished[0] == left - went and q not in s.slot_request[0]
+        self.cancelled += went
+
+    @rule()
+    def preempt_the_latest(self):
+        s = self.s
+        if s.running_count[0]:
+            preempt(s, 0, int(s.running[0, s.running_count[0] - 1]))
+
+    @rule(block_rule=st.sampled_from(RULES))
+    def follow_another_rule(self, block_rule):
+        self._follow(block_rule)
+
+    def _follow(self, block_rule):
+        """The record may be another one afterwards, which shares its arrays."""
+        self.s = LEDGERS[self.key] = with_orders(self.s, 0, Orders(make_block_rule(block_rule)))
+
+    @rule()
     def observe_anything(self):
         s = self.s
         for r in np.flatnonzero(s.slot_request[0] >= 0):
@@ -108,6 +156,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def holds(self):
         if not hasattr(self, "s"):
             return
+        type(self).operations += 1
         s = self.s
         lg.check_integrity(s, 0)
         assert s.tally[0].min() >= 0
@@ -127,6 +176,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 lg.commit(self.s, 0, lg.price(self.s, 0))
         assert self.s.unfinished[0] == 0, "somebody starves"
         assert self.s.bytes_rank[0].sum() == self.s.cached_bytes[0].sum(), "bytes left behind"
+        ended = np.bincount(self.s.req_status[0], minlength=len(lg.Status))
+        assert ended[: lg.Status.DONE].sum() == 0 and ended[lg.Status.CANCELLED] == self.cancelled
+        assert abs(self.s.waiting_rate[0]) + abs(self.s.decode_rate[0]) < 1e-9, "somebody is charged for ever"
         lg.check_integrity(self.s, 0)
 
 
@@ -134,9 +186,20 @@ OPTIONS = {"deadline": None, "suppress_health_check": list(HealthCheck), "databa
 
 
 def test_invariants_hold():
-    run_state_machine_as_test(LedgerMachine, settings=settings(max_examples=30, stateful_step_count=25, **OPTIONS))
+    run_state_machine_as_test(LedgerMachine, settings=settings(max_examples=40, stateful_step_count=25, **OPTIONS))
 
 
 @pytest.mark.slow
-def test_invariants_hold_for_long():
-    run_state_machine_as_test(LedgerMachine, settings=settings(max_examples=400, stateful_step_count=60, **OPTIONS))
+@pytest.mark.parametrize("name", RULES)
+def test_invariants_hold_for_a_hundred_thousand_operations(name):
+    """That many over all block rules: each begins its share."""
+
+    class Machine(LedgerMachine):
+        operations, starts = 0, [name]
+
+    steps = 100
+    examples = -(-100_000 // (steps * len(RULES)))
+    while Machine.operations * len(RULES) < 100_000:  # an example may end before its last step
+        run_state_machine_as_test(
+            Machine, settings=settings(max_examples=examples, stateful_step_count=steps, **OPTIONS)
+        )

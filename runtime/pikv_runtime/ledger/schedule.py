@@ -42,6 +42,8 @@ def arrive(s: Ledger, i: int) -> None:
         if s.req_arrival_s[i, q] > s.clock_s[i]:
             return
         s.next_arrival[i] += 1
+        if s.req_status[i, q] != Status.FUTURE:  # cancelled before it came
+            continue
         work = s.req_prompt[i, q]
         s.moving[i, 0] += work
         if not _fits_alone(s, i, q):

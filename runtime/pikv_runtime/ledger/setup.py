@@ -188,7 +188,7 @@ def close(s: Ledger, i: int, u_charge, due) -> None:  # type: ignore[no-untyped-
     audited tokens it never got count as lost. `u_charge` (N,), `due` (N,) observations."""
     for q in range(s.num_requests[i]):
         status = s.req_status[i, q]
-        if status == Status.DONE:
+        if status == Status.DONE or status == Status.CANCELLED:
             continue
         s.tally[i, Tally.LATENCY_CHARGE] += u_charge[q]
         if status == Status.REFUSED or status == Status.FUTURE:  # time in the system that nobody has charged

@@ -39,6 +39,7 @@ class Status(IntEnum):
     RUNNING = 2
     DONE = 3
     REFUSED = 4
+    CANCELLED = 5
 
 
 class Event(IntEnum):
