@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from pikv_runtime.config import RuntimeConfig
 
+BAD_INPUT, UNFINISHED, RANK_LOST = 2, 3, 4
+"""Exit codes beside 0."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pikv_runtime", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="serve prompts from a JSON-lines file (also under torchrun)")
-    serve.add_argument("prompts", type=Path, help='lines of {"prompt": "...", "output_tokens": 32, "arrival_s": 0}')
+    serve.add_argument(
+        "prompts", type=Path, nargs="?", help='lines of {"prompt": "...", "output_tokens": 32, "arrival_s": 0}'
+    )
     serve.add_argument("--model", default="embedded", help="embedded, or a folder in Hugging Face format")
     serve.add_argument("--policy", default=None, help="a heuristic such as lazy/h2o, or a bundle's folder")
     serve.add_argument("--ranks", type=int, default=1, help="virtual ranks, where torchrun does not start real ones")
@@ -25,6 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--router", default="centroid", help="read-set router of sparse reading")
     serve.add_argument("--codec", choices=("native", "bf16"), default="native", help="top rung of the ladder")
     serve.add_argument("--cap-mb", type=float, default=None, help="cap on KV of each rank, megabytes")
+    serve.add_argument(
+        "--journal", type=Path, default=None, help="file of unfinished requests; what it has is finished"
+    )
+    serve.add_argument("--timeout-s", type=float, default=120.0, help="after which a rank that does not answer is lost")
+    serve.add_argument("--drain-s", type=float, default=30.0, help="how long SIGTERM lets running requests go on")
+    serve.add_argument("--interface", default=None, help="network interface of links between ranks; default: loopback")
+    serve.add_argument("--metrics-port", type=int, default=None, help="Prometheus endpoint; rank r listens at port + r")
+    serve.add_argument("--host", default="127.0.0.1", help="address that the metrics endpoint listens at")
     serve.add_argument("--json", type=Path, default=None, help="write the result here")
     policies = commands.add_parser("policies", help="list policy bundles, show one's card, verify one or all")
     policies.add_argument("action", nargs="?", choices=("list", "show", "verify"), default="list")
@@ -35,10 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(arguments: argparse.Namespace) -> None:
+def _serve(arguments: argparse.Namespace) -> int:
     import torch
 
-    from pikv_runtime.serving import print_served, serve
+    from pikv_runtime.serving import ServeOptions, print_served, serve
 
     torch.set_num_threads(1)
     config = RuntimeConfig(
@@ -47,18 +61,13 @@ def _serve(arguments: argparse.Namespace) -> None:
         codec=arguments.codec,
         cap_bytes=None if arguments.cap_mb is None else int(arguments.cap_mb * 1e6),
     )
-    result = serve(
-        arguments.prompts,
-        model=arguments.model,
-        policy=arguments.policy,
-        ranks=arguments.ranks,
-        clock=arguments.clock,
-        config=config,
-        device=arguments.device,
-    )
+    names = ("prompts", "model", "policy", "ranks", "clock", "device", "journal", "timeout_s", "drain_s", "interface")
+    chosen = {name: getattr(arguments, name) for name in (*names, "metrics_port", "host")}
+    result = serve(ServeOptions(config=config, **chosen))
     if result["rank"] == 0:
         print_served(result)
         _write_json(arguments.json, result)
+    return UNFINISHED if result["unfinished"] else 0
 
 
 def _write_json(path: Path | None, result: dict[str, Any]) -> None:
@@ -99,14 +108,20 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; errors are one line on stderr."""
+    """Run one command and return its exit code, see `docs/operations.md`; errors are one line on stderr."""
+    from pikv_runtime.liveness import RankLostError
+
     arguments = _parser().parse_args(argv)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost rank is a page of c10d's stack frames
     try:
-        {"serve": _serve, "policies": _policies, "verify": _verify}[arguments.command](arguments)
+        run = {"serve": _serve, "policies": _policies, "verify": _verify}[arguments.command]
+        return run(arguments) or 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return BAD_INPUT
+    except RankLostError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(RANK_LOST)  # the links of the lost rank are not waited for
 
 
 if __name__ == "__main__":

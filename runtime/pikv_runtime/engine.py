@@ -6,9 +6,10 @@ decision is broadcast, in wall-clock mode with the time each iteration took.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.contract import Control, Telemetry
 from pikv_runtime.control_loop import ControlLoop
 from pikv_runtime.episode import begin
+from pikv_runtime.inbox import Inbox, Stage
+from pikv_runtime.journal import Journal, Recovered
 from pikv_runtime.ledger.drive import Bank, next_event_s, put_into_force, replay_signals
 from pikv_runtime.ledger.rule_room import with_orders
 from pikv_runtime.ledger.state import NO_CAP, Status
@@ -29,13 +32,19 @@ from pikv_runtime.objective import LAMBDA1, LAMBDA2, Reference, Score, score
 from pikv_runtime.policy.base import Policy, PolicyLike, prepare
 from pikv_runtime.policy.loading import as_policy
 from pikv_runtime.profiles import load_profile
+from pikv_runtime.progress import Progress
 from pikv_runtime.requests import Request, Workload
-from pikv_runtime.served import Served, Timers, served, with_status
+from pikv_runtime.resume import go_on, join, model_name, shared_recovery
+from pikv_runtime.served import Served, Timers, with_status
 from pikv_runtime.serving_log import ServingRecorder
 from pikv_runtime.transcripts import Transcripts
 from pikv_runtime.transport import LocalTransport, Transport
 
-__all__ = ["Engine", "Served", "Timers"]
+__all__ = ["Engine", "NothingToServeError", "Served", "Timers"]
+
+
+class NothingToServeError(ValueError):
+    """The workload is empty, or the journal knows that all of it is over."""
 
 
 class Engine:
@@ -52,6 +61,9 @@ class Engine:
         prices: the same as a row of the ledger (`Profile.prices`); takes the profile's place.
         signals: recorded signals to feed the ledger instead of the live ones (level-A parity).
         lambdas: prices of memory and of lost fidelity.
+        journal: file of unfinished requests, see `Journal`; on several processes rank 0 alone opens it. What it says
+            is unfinished is served too, from where it stood; what is over is not served again.
+        inbox: where others ask to cancel requests or to stop; by default one that reaches this process only.
     """
 
     def __init__(
@@ -67,6 +79,8 @@ class Engine:
         signals: Bank | None = None,
         transport: Transport | None = None,
         lambdas: tuple[float, float] = (LAMBDA1, LAMBDA2),
+        journal: str | os.PathLike[str] | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         if clock not in ("model", "wall"):
             raise ValueError(f"clock={clock!r}: allowed are 'model' and 'wall'")
@@ -81,6 +95,9 @@ class Engine:
         self.prices = load_profile(profile).prices() if prices is None else prices
         self.recorder: ServingRecorder | None = None
         self._swaps = deque[Policy](maxlen=1)
+        self.inbox = inbox if inbox is not None else Inbox()
+        self._journaled = journal is not None
+        self.journal = Journal(journal) if journal is not None and 0 in self.transport.local_ranks else None
 
     ledger: L.Ledger
     _policy: Policy
@@ -130,8 +147,14 @@ class Engine:
         """
         from pikv_runtime.models.runner import ModelRunner, geometry_of_model
 
+        self.recovered = shared_recovery(self.transport, self.journal) if self._journaled else Recovered()
+        workload = join(workload, self.recovered)
+        if not workload.requests:
+            raise NothingToServeError(f"workload {workload.name!r}: no request is left to be served")
         if self.signals is None and any(r.prompt_ids is None for r in workload.requests):
             raise ValueError("a live run needs prompt_ids in every request")
+        if self.journal is not None:
+            self.journal.accept(workload.requests, page_tokens=self.config.page_tokens, model=model_name(self.model))
         self.ledger, self.reference = begin(
             workload, self.config, geometry_of_model(self.model), self._orders, self.prices, self.lambdas,
             ranks=self.transport.world, signals=self.signals, reference=reference, pages=pages,
@@ -140,13 +163,23 @@ class Engine:
         self.runner = ModelRunner(self.model, self.config, self.transport, blocks=self.ledger.block_hash.shape[1])
         self.transcripts, self.timers = Transcripts(workload.requests), Timers()
         self.control_loop = ControlLoop(self.ledger.control_groups.shape[1], self.transport, self.timers)
+        go_on(self.ledger, self.transcripts, self.recovered)
+        self.progress = Progress(self.transcripts, self.recovered, self.journal)
         self._tenants: dict[int, tuple[int, int]] = {}
-        self._reported: set[int] = set()
+        self.stage = Stage.SERVE
 
     # ------------------------------------------------------------------ serving
 
-    def run(self, workload: Workload, limit_s: float = float("inf")) -> Iterator[Served]:
-        """Serve `workload`, yielding each request when it finishes; stops at `limit_s` on the engine's clock."""
+    def run(
+        self,
+        workload: Workload,
+        limit_s: float = float("inf"),
+        on_interval: Callable[[Engine], None] | None = None,
+    ) -> Iterator[Served]:
+        """Serve `workload`, yielding each request when it finishes; stops at `limit_s` on the engine's clock.
+
+        `on_interval` is called after every control interval, with this engine: to publish its metrics, say.
+        """
         self.load(workload)
         done = False
         self.measure()
@@ -154,13 +187,17 @@ class Engine:
             self.decide()
             done = self.run_interval(limit_s)
             self.measure()
-            yield from self._finished()
+            yield from self.progress.finished(self.ledger)
+            if on_interval is not None:
+                on_interval(self)
         self.close()
 
     def run_interval(self, limit_s: float = float("inf")) -> bool:
         """Serve until the control interval ends. Returns whether the episode is over."""
         s = self.ledger
         while s.clock_s[0] < s.interval_end_s[0] and s.unfinished[0] > 0 and s.clock_s[0] < limit_s:
+            if self.stage == Stage.STOP:
+                return True
             self.step(min(float(s.interval_end_s[0]), limit_s))
         while s.interval_end_s[0] <= s.clock_s[0]:
             s.interval_end_s[0] += s.interval_s[0]
@@ -171,6 +208,9 @@ class Engine:
         started, timers = time.perf_counter(), self.timers
         before_s = timers.forward_s + timers.tensors_s
         put_into_force(self.ledger, 0)
+        self._heed()
+        if self.stage == Stage.STOP:
+            return
         if not self._schedule():
             L.advance(self.ledger, 0, max(1e-9, next_event_s(self.ledger, 0, end_s) - self.ledger.clock_s[0]))
             return
@@ -205,6 +245,15 @@ class Engine:
 
     # ------------------------------------------------------------------ the parts of a step
 
+    def _heed(self) -> None:
+        """Do what was asked from outside: cancel, drain, stop."""
+        heard = self.inbox.look(self.transport)
+        for q in heard.cancelled:
+            self.progress.cancel(self.ledger, q)
+        if heard.stage == Stage.DRAIN and self.stage == Stage.SERVE:
+            self.progress.suspend(self.ledger)
+        self.stage = heard.stage
+
     def _schedule(self) -> int:
         """Plan an iteration; make tensors agree with what the ledger has decided since the last one."""
         tokens = int(L.plan(self.ledger, 0))
@@ -235,17 +284,19 @@ class Engine:
 
     def _postprocess(self, result: ForwardResult, started: float) -> None:
         """Record tokens, let time pass, commit the iteration."""
-        s, recorder = self.ledger, self.recorder
+        s, recorder, spoke = self.ledger, self.recorder, list[int]()
         for slot, token in result.next_tokens.items():
             q = int(s.slot_request[0, slot])
             if s.slot_tokens[0, slot] + s.slot_plan[0, slot] >= s.slot_target[0, slot]:
                 self._append(q, token)
+                spoke.append(q)
         seconds = self._elapsed(started)
         if recorder is not None:
             recorder.planned(s, result)
         L.commit(s, 0, seconds)
         if recorder is not None:
             recorder.committed(s, seconds)
+        self.progress.said(spoke, float(s.clock_s[0]))
 
     def _elapsed(self, started: float) -> float:
         """Seconds of the iteration on the clock in use, the same on every rank."""
@@ -295,15 +346,25 @@ class Engine:
         """Bytes of every control enforced so far."""
         return self.control_loop.log
 
-    def _finished(self) -> Iterator[Served]:
-        for q in with_status(self.ledger, Status.DONE):
-            if q not in self._reported:
-                self._reported.add(q)
-                yield served(self.ledger, q, self.requests[q], self.outputs[q])
-
     def refused(self) -> list[Request]:
         """Requests that could never fit under the cap, turned away when they arrived."""
         return [self.requests[q] for q in with_status(self.ledger, Status.REFUSED)]
+
+    def cancelled(self) -> list[Request]:
+        """Requests whose clients were gone, in the order in which they were cancelled."""
+        return [self.requests[q] for q in self.progress.cancelled]
+
+    def cancel(self, request_id: int) -> None:
+        """Its client is gone: cancel a request before the next iteration. Nothing happens if it is over by then.
+
+        May be called from any thread. Its pages are free at once; what it shared stays for others.
+
+        Raises:
+            ValueError: no such request is being served, or ranks in other processes would not hear of it.
+        """
+        if not self.inbox.shared and len(self.transport.local_ranks) < self.transport.world:
+            raise ValueError("cancel: ranks in other processes hear of it only with inbox=Inbox(shared=True) on each")
+        self.inbox.cancel(self.progress.number(request_id))
 
     def telemetry(self) -> Telemetry:
         """Telemetry of the last interval."""

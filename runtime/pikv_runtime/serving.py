@@ -2,90 +2,115 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-from datetime import timedelta
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from pikv_runtime.config import RuntimeConfig
-from pikv_runtime.requests import Request, RequestList, chain_hashes
-from pikv_runtime.transport import LocalTransport, TorchDistTransport, Transport
+from pikv_runtime.inbox import Inbox
+from pikv_runtime.joining import Joined, joined_ranks
+from pikv_runtime.metrics import as_json, read
+from pikv_runtime.metrics_endpoint import MetricsEndpoint
+from pikv_runtime.prompts import read_prompts
+from pikv_runtime.requests import RequestList
+from pikv_runtime.stopping import draining_on_signals
+
+if TYPE_CHECKING:
+    from pikv_runtime.engine import Engine
 
 
-def read_prompts(path: Path, encode: Any, page_tokens: int) -> RequestList:
-    """Requests from a JSON-lines file: `{"prompt": text, "output_tokens": 32, "arrival_s": 0.0, "class": 0}`.
+@dataclass(frozen=True)
+class ServeOptions:
+    """What to serve, and how."""
+
+    prompts: Path | None
+    """JSON lines; None: only what the journal knows."""
+    model: str = "embedded"
+    policy: str | None = None
+    ranks: int = 1
+    """Virtual ranks, where no others were started."""
+    clock: Literal["model", "wall"] = "wall"
+    config: RuntimeConfig = field(default_factory=RuntimeConfig)
+    device: str = "cpu"
+    journal: Path | None = None
+    timeout_s: float = 120.0
+    """After which a rank that does not answer is lost."""
+    drain_s: float = 30.0
+    """After the first SIGTERM or SIGINT, what runs may go on for so long."""
+    interface: str | None = None
+    """Network interface of the links between ranks; None: loopback."""
+    metrics_port: int | None = None
+    """None: no endpoint. Rank r listens at `metrics_port` + r."""
+    host: str = "127.0.0.1"
+    """Address that the metrics endpoint listens at."""
+
+    def __post_init__(self) -> None:
+        if self.prompts is None and self.journal is None:
+            raise ValueError("nothing to serve: give a file of prompts, or the journal of an earlier run, or both")
+        if not self.drain_s >= 0:
+            raise ValueError(f"drain_s={self.drain_s}: must not be negative")
+        if self.metrics_port is not None and not 0 <= self.metrics_port < 65536:
+            raise ValueError(f"metrics_port={self.metrics_port}: allowed 0..65535")
+
+
+def serve(options: ServeOptions) -> dict[str, Any]:
+    """Serve, until all is done or a signal ends it; returns texts, latencies, costs and metrics as one JSON object.
 
     Raises:
-        ValueError: names the line and what is wrong with it.
+        ValueError: bad options, prompts or journal.
+        RankLostError: another rank died, hangs or failed.
     """
-    requests: list[Request] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row["prompt"], str):
-                raise TypeError(f"prompt={row['prompt']!r} is no string")
-            ids = np.asarray(encode(row["prompt"]), np.int32)
-            requests.append(_request(len(requests), row, ids, page_tokens))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: {error!s}; wanted an object with a string 'prompt'") from error
-    if not requests:
-        raise ValueError(f"{path}: no prompts")
-    requests.sort(key=lambda r: r.arrival_s)
-    return RequestList(path.stem, requests[-1].arrival_s, tuple(requests))
-
-
-def _request(number: int, row: dict[str, Any], ids: np.ndarray, page_tokens: int) -> Request:
-    output = int(row.get("output_tokens", 32))
-    hashes = np.zeros((len(ids) + output) // page_tokens, np.int64)  # zero: what is not known yet is not shared
-    prompt = chain_hashes(ids, page_tokens)
-    hashes[: len(prompt)] = prompt
-    return Request(
-        number, float(row.get("arrival_s", 0.0)), len(ids), output, hashes, int(row.get("class", 0)), prompt_ids=ids
-    )
-
-
-def join_ranks(ranks: int, device: str = "cpu") -> tuple[Transport, str]:
-    """The transport and the device of this process: torch.distributed under torchrun, else virtual ranks."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return LocalTransport(ranks), device
-    import torch.distributed as dist
-
-    if device == "cuda":  # a device for each process of the machine
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    if not dist.is_initialized():
-        backend = "nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=120))
-    return TorchDistTransport(device), device
-
-
-def serve(
-    prompts: Path,
-    *,
-    model: str,
-    policy: str | None,
-    ranks: int,
-    clock: Literal["model", "wall"],
-    config: RuntimeConfig,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Serve all prompts of a file; returns texts, latencies and costs as one JSON object."""
-    from pikv_runtime.engine import Engine
     from pikv_runtime.models import load_model
 
-    loaded, tokenizer = load_model(model)
-    workload = read_prompts(prompts, tokenizer.encode, config.page_tokens)
-    transport, device = join_ranks(ranks, device)
-    engine = Engine(loaded.to(device), config, policy, clock=clock, transport=transport)
-    served = sorted(engine.run(workload), key=lambda done: done.request.request_id)
-    costs = json.loads(engine.costs().to_json())
+    model, tokenizer = load_model(options.model)
+    workload = RequestList("journal", 0.0, ())
+    if options.prompts is not None:
+        workload = read_prompts(options.prompts, tokenizer.encode, options.config.page_tokens)
+    ranks = joined_ranks(options.ranks, options.device, timeout_s=options.timeout_s, interface=options.interface)
+    inbox = Inbox(shared=True)
+    with ranks as joined, draining_on_signals(inbox, options.drain_s), _endpoint(options, joined) as endpoint:
+        from pikv_runtime.engine import Engine
+
+        engine = Engine(
+            model.to(joined.device), options.config, options.policy, clock=options.clock, transport=joined.transport,
+            journal=options.journal, inbox=inbox,
+        )  # fmt: skip
+        try:
+            return {"rank": joined.transport.rank, **_serve(engine, workload, tokenizer, endpoint)}
+        finally:
+            if engine.journal is not None:
+                engine.journal.close()
+
+
+@contextlib.contextmanager
+def _endpoint(options: ServeOptions, joined: Joined) -> Iterator[MetricsEndpoint | None]:
+    if options.metrics_port is None:
+        yield None
+        return
+    rank = joined.transport.rank
+    port = options.metrics_port + rank if options.metrics_port else 0
+    endpoint = MetricsEndpoint(port, options.host, every_rank=rank == 0)
+    try:
+        yield endpoint
+    finally:
+        endpoint.close()
+
+
+def _serve(engine: Engine, workload: RequestList, tokenizer: Any, endpoint: MetricsEndpoint | None) -> dict[str, Any]:
+    from pikv_runtime.engine import NothingToServeError
+
+    served = []
+    try:
+        for done in engine.run(workload, on_interval=endpoint.publish if endpoint is not None else None):
+            served.append(done)
+    except NothingToServeError:
+        if engine.journal is None:
+            raise
+        return {"requests": [], "recovered": _recovered(engine, tokenizer), "refused": [], "unfinished": []}
     return {
-        "rank": transport.rank,
         "requests": [
             {
                 "id": s.request.request_id,
@@ -95,17 +120,36 @@ def serve(
                 "hit_tokens": s.hit_tokens,
                 "preempted": s.preempted,
             }
-            for s in served
+            for s in sorted(served, key=lambda done: done.request.request_id)
         ],
+        "recovered": _recovered(engine, tokenizer),
         "refused": sorted(r.request_id for r in engine.refused()),
-        "costs": costs,
+        "unfinished": sorted(engine.progress.unfinished()),
+        "costs": json.loads(engine.costs().to_json()),
+        "metrics": as_json(read(engine)),
     }
+
+
+def _recovered(engine: Engine, tokenizer: Any) -> list[dict[str, Any]]:
+    """Requests that were over when the journal was opened: they are not served again."""
+    found = engine.recovered
+    return [
+        {"id": number, "how": how, "text": tokenizer.decode(found.said.get(number, []))}
+        for number, how in sorted(found.ended.items())
+    ]
 
 
 def print_served(result: dict[str, Any]) -> None:
     """A short account for people."""
+    for request in result["recovered"]:
+        print(f"{request['id']:>4}  {request['how']} before  {_plain(request['text'])}")
     for request in result["requests"]:
-        text = request["text"].replace("\n", "\\n")
-        print(f"{request['id']:>4}  ttft {request['ttft_s']:.3f} s  tpot {request['tpot_s'] * 1e3:.1f} ms  {text[:80]}")
-    if result["refused"]:
-        print(f"refused, as they cannot fit under the cap: {', '.join(map(str, result['refused']))}")
+        text = _plain(request["text"])
+        print(f"{request['id']:>4}  ttft {request['ttft_s']:.3f} s  tpot {request['tpot_s'] * 1e3:.1f} ms  {text}")
+    for name, why in (("refused", "refused, as they cannot fit under the cap"), ("unfinished", "unfinished")):
+        if result[name]:
+            print(f"{why}: {', '.join(map(str, result[name]))}")
+
+
+def _plain(text: str) -> str:
+    return text.replace("\n", "\\n")[:80]
