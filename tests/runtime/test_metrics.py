@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import urllib.request
 from pathlib import Path
@@ -17,6 +18,7 @@ from pikv_runtime.contract import Control
 from pikv_runtime.engine import Engine
 from pikv_runtime.ledger import Tally
 from pikv_runtime.metrics import Histogram, as_json, read
+from pikv_runtime.policy import load_policy
 from pikv_runtime.policy.guard import Guard, GuardLimits
 
 CONFIG = RuntimeConfig(
@@ -25,10 +27,15 @@ CONFIG = RuntimeConfig(
 )  # fmt: skip
 
 
-def served(policy="static:ratio=3,evict=0.3,fan_out=0.3/h2o", config=CONFIG, ranks=2, **options):
-    engine = Engine(embedded()[0], config, policy, ranks, **options)
+def served(policy, ranks=1):
+    engine = Engine(embedded()[0], CONFIG, policy, ranks)
     done = list(engine.run(workload()))
     return engine, done, as_json(read(engine))
+
+
+@functools.cache
+def lossy():
+    return served("static:ratio=3,evict=0.3,fan_out=0.3/h2o", ranks=2)
 
 
 def total(values, **labels):
@@ -37,7 +44,7 @@ def total(values, **labels):
 
 
 def test_numbers_are_those_of_the_run() -> None:
-    engine, done, found = served()
+    engine, done, found = lossy()
     tally, s = engine.ledger.tally[0], engine.ledger
     assert found["pikv:num_requests_running"] == found["pikv:num_requests_waiting"] == 0
     assert (
@@ -90,11 +97,11 @@ def test_absurd_controls_are_clipped_and_counted() -> None:
     assert found["pikv:control_clips_total"] == 5 * engine.timers.decisions
     controls = np.frombuffer(b"".join(engine.control_log), np.float32)
     assert np.isfinite(controls).all() and controls.max() <= 16
-    assert served()[2]["pikv:control_clips_total"] == 0
+    assert lossy()[2]["pikv:control_clips_total"] == 0
 
 
 def test_guard_trips_are_counted() -> None:
-    guard = Guard(Absurd(), Engine(embedded()[0], CONFIG, "lazy/h2o").policy, GuardLimits(timeout_us=np.inf))
+    guard = Guard(Absurd(), load_policy("lazy/h2o"), GuardLimits(timeout_us=np.inf))
     engine, _, found = served(guard)
     assert found["pikv:guard_trips_total"] == 1 and found["pikv:guard_engaged"] == 1
     assert found["pikv:guard_fallback_decisions_total"] == engine.timers.decisions
@@ -121,7 +128,7 @@ def test_the_endpoint_says_what_the_json_says(client) -> None:
     try:
         assert endpoint.host == "127.0.0.1" and endpoint._server.server_address[0] == "127.0.0.1"
         assert scrape(endpoint) == ""
-        engine = Engine(embedded()[0], CONFIG, "lazy/h2o", 2)
+        engine = Engine(embedded()[0], CONFIG, "lazy/h2o")
         seen, last = [], {}
 
         def publish(engine):
@@ -153,9 +160,7 @@ def test_the_endpoint_says_what_the_json_says(client) -> None:
 def test_other_ranks_tell_only_what_is_theirs(client) -> None:
     endpoint = metrics_endpoint.MetricsEndpoint(0, every_rank=False)
     try:
-        engine = Engine(embedded()[0], CONFIG)
-        list(engine.run(workload()))
-        endpoint.publish(engine)
+        endpoint.publish(lossy()[0])
         names = {line.partition("{")[0].split()[0] for line in scrape(endpoint).splitlines() if line[0] != "#"}
     finally:
         endpoint.close()

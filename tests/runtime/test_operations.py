@@ -61,8 +61,7 @@ def restarted(path: Path, asked=LEFT, config=EXACT, policy=None, ranks=1) -> tup
     return engine, served
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("life", [1, 25])
+@pytest.mark.parametrize(("life", "ranks"), [(1, 1), (25, 1), (25, 2)])
 def test_a_restarted_engine_finishes_with_the_same_tokens(tmp_path: Path, life: int, ranks: int) -> None:
     path = tmp_path / "journal"
     before = crashed(path, life, ranks=ranks)
@@ -85,6 +84,7 @@ def test_the_same_command_again_serves_what_is_left(tmp_path: Path) -> None:
     assert served.items() <= stock_tokens().items()
 
 
+@pytest.mark.slow
 def test_dying_again_and_again_loses_nothing(tmp_path: Path) -> None:
     path, lives = tmp_path / "journal", 0
     while lives < 20:
@@ -163,7 +163,7 @@ def cancelling(numbers, at, config=EXACT, ranks=1, **options):
     return engine, served, states
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_cancelled_requests_free_their_pages_and_change_nobody_else(ranks: int) -> None:
     engine, served, states = cancelling((0, 1, 4), at=3, ranks=ranks, config=EXACT)
     assert Status.RUNNING in states.values() and Status.FUTURE in states.values()
