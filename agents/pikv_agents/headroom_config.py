@@ -17,6 +17,8 @@ HEURISTICS = (
     "pressure_proportional/lru",
     "pressure_proportional/h2o",
     "pressure_proportional/streaming_llm",
+    "pressure_proportional:start=0,evict=0/h2o",
+    "pressure_proportional:start=0,evict=0/h2o+arc",
     "load_proportional/h2o",
     "load_proportional:fan_out=0.2/h2o",
     "utility_greedy/h2o",

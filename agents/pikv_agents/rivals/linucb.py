@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from pikv_agents.rivals.trials import NEUTRAL, Found, Trials
 from pikv_agents.rollout import Episode, Job, run_jobs
-from pikv_agents.static_grid import QUICK_GRID
+from pikv_agents.static_grid import COARSE_GRID
 from pikv_runtime.contract import Control, GlobalFeature, Telemetry
 from pikv_runtime.controllers import make_policy
 
 ARMS = (
-    *QUICK_GRID,
-    "static:demote=true,r_pressure=4,cached_share=0.1/h2o",
+    *COARSE_GRID,
     "load_proportional:fan_out=0.2,cached_share=0.2/h2o",
+    "load_proportional:fan_out=0.35,cached_share=0.5,r_pressure=4/h2o",
 )
 """Settings that are chosen among."""
 CONTEXT = (
