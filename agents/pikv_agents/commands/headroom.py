@@ -41,6 +41,8 @@ class Headroom(Command, StudyOptions):
     """The setting that another run chose; by default it is chosen on the training families."""
     rounds: int | None = None
     """Rounds of the search for the best setting of each cell; by default 2, scan 1, quick 0."""
+    foresight_rounds: int | None = None
+    """Rounds of the search for each lever with foresight; by default 1, scan 0. Not with quick, which plays none."""
     rows: Path | None = None
     """JSON lines, a row as soon as it is measured; rows already there are kept: a run that was cut off goes on."""
 
@@ -92,10 +94,13 @@ class Headroom(Command, StudyOptions):
             config = HeadroomConfig.scan(pressures)
         else:
             config = HeadroomConfig(tuple(range(self.seeds)), pressures)
-        rounds = config.rounds if self.rounds is None else self.rounds
+        if self.quick and self.foresight_rounds is not None:
+            raise ValueError("--foresight-rounds: --quick plays no orders that know the future")
+        given = {name: getattr(self, name) for name in ("rounds", "foresight_rounds")}
+        config = replace(config, **{name: value for name, value in given.items() if value is not None})
         rivals = tuple(SEARCHES) if self.rivals == ("all",) else self.rivals
         asked = ("budget_intervals", "search_horizon_s", "static_global")
-        return replace(config, rivals=rivals, rounds=rounds, **{name: getattr(self, name) for name in asked})
+        return replace(config, rivals=rivals, **{name: getattr(self, name) for name in asked})
 
     def _file(self, suite: Suite, config: HeadroomConfig) -> RowFile | None:
         """The file of rows, if one is asked for."""
