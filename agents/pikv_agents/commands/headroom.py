@@ -43,6 +43,8 @@ class Headroom(Command, StudyOptions):
     """Rounds of the search for the best setting of each cell; by default 2, scan 1, quick 0."""
     foresight_rounds: int | None = None
     """Rounds of the search for each lever with foresight; by default 1, scan 0. Not with quick, which plays none."""
+    greedy: bool = True
+    """Play greedy schedules, a third of the cost of a cell; scan plays none."""
     rows: Path | None = None
     """JSON lines, a row as soon as it is measured; rows already there are kept: a run that was cut off goes on."""
 
@@ -96,6 +98,8 @@ class Headroom(Command, StudyOptions):
             config = HeadroomConfig(tuple(range(self.seeds)), pressures)
         if self.quick and self.foresight_rounds is not None:
             raise ValueError("--foresight-rounds: --quick plays no orders that know the future")
+        if not self.greedy:
+            config = replace(config, lookahead=None)
         given = {name: getattr(self, name) for name in ("rounds", "foresight_rounds")}
         config = replace(config, **{name: value for name, value in given.items() if value is not None})
         rivals = tuple(SEARCHES) if self.rivals == ("all",) else self.rivals
