@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pikv_runtime.ledger.blocks import fetch_links, from_cache, lookup
+from pikv_runtime.ledger.blocks import from_cache, lookup
 from pikv_runtime.ledger.host import bytes_on, from_host, hold, let_go
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.prefetch import fetch_block, fetch_facts, fetch_free, fetch_victims
+from pikv_runtime.ledger.prefetch import fetch_block, fetch_free, fetch_victims
 from pikv_runtime.ledger.pressure import demotes, make_room
 from pikv_runtime.ledger.references import open_block, release, share
 from pikv_runtime.ledger.rules import rule_hit
@@ -172,7 +172,6 @@ def admit(s: Ledger, i: int, r: int, q: int) -> bool:
         return False
     fetch_free(s, i, pages - hits)
     fetch_victims(s, i, 2 * (pages - hits))
-    fetch_facts(s, i, r, pages)
     _enlist(s, i, r, q)
     s.slot_tokens[i, r] = hits * s.page_tokens
     s.slot_target[i, r] = target
@@ -184,7 +183,6 @@ def admit(s: Ledger, i: int, r: int, q: int) -> bool:
     # Hits are taken before room is made for the rest, so that making room cannot take them.
     hosted = _hold_hits(s, i, q, hits)
     taken = _take_hits(s, i, r, q, hits)
-    fetch_links(s, i, 2 * (pages - hits))
     while taken and s.free_count[i] < pages - hits and free_slot(s, i):
         pass
     if not taken or s.free_count[i] < pages - hits or not make_room(s, i, owner, need):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pikv_runtime.ledger.index import fetch_key, find, insert, remove
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pages import free
-from pikv_runtime.ledger.prefetch import SLOT, fetch_block
 from pikv_runtime.ledger.queues import queued, unlink
 from pikv_runtime.ledger.state import Ledger
 
@@ -24,37 +23,12 @@ def whole(s: Ledger, i: int, block: int) -> bool:
 
 
 @jit
-def fetch_prompt(s: Ledger, i: int, q: int) -> None:
-    """Ask memory for what looking up the prompt of request `q` begins with."""
-    for p in range(min((s.req_prompt[i, q] - 1) // s.page_tokens, AHEAD)):
-        fetch_key(s, i, s.req_hashes[i, q, p])
-
-
-@jit
-def fetch_links(s: Ledger, i: int, count: int) -> None:
-    """Ask memory for the keys and the parents of the blocks near the top of the heap of victims, whose rows have come
-    meanwhile (`fetch_victims`)."""
-    for k in range(min(count, s.victim_count[i])):
-        block = s.victims[i, k] & SLOT
-        fetch_key(s, i, s.block_hash[i, block])
-        fetch_block(s, i, s.block_up[i, block])
-
-
-@jit
-def fetch_filling(s: Ledger, i: int, r: int, first: int, last: int) -> None:
-    """Ask memory for what indexing pages [first, last) of slot `r` touches: keys and rows, also of its parent."""
-    q = s.slot_request[i, r]
-    for p in range(max(0, first - 1), last):
-        fetch_key(s, i, s.req_hashes[i, q, p])
-        fetch_block(s, i, s.page_block[i, r, p])
-
-
-@jit
 def lookup(s: Ledger, i: int, q: int) -> int:
     """How many leading blocks of request `q`'s prompt the index holds; at least one token stays to compute."""
     most = (s.req_prompt[i, q] - 1) // s.page_tokens
     count = 0
-    fetch_prompt(s, i, q)
+    for p in range(min(most, AHEAD)):
+        fetch_key(s, i, s.req_hashes[i, q, p])
     while count < most:
         if count + AHEAD < most:
             fetch_key(s, i, s.req_hashes[i, q, count + AHEAD])

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pikv_runtime.ledger.blocks import fetch_filling
 from pikv_runtime.ledger.commit import advance, commit, filled_pages, tag_page
 from pikv_runtime.ledger.control import apply_control
 from pikv_runtime.ledger.jit import jit
@@ -72,11 +71,6 @@ def foresee(s: Ledger, i: int, r: int, bank: Bank) -> None:
 @jit
 def replay_signals(s: Ledger, i: int, bank: Bank) -> None:
     """Feed the planned iteration's recorded signals: observations that are due, tags of pages being filled."""
-    for k in range(s.running_count[i]):
-        r = s.running[i, k]
-        first, last = filled_pages(s, i, r)
-        if last > first:
-            fetch_filling(s, i, r, first, last)
     for r in range(s.slot_request.shape[1]):
         q = s.slot_request[i, r]
         if q < 0 or s.slot_plan[i, r] == 0:

@@ -115,37 +115,3 @@ def fetch_pages(s: Ledger, i: int, r: int) -> None:
         fetch(s.page_tag[i, r, layer], count)
         fetch(s.page_live[i, r, layer], count)
         fetch(s.page_ghost[i, r, layer], count)
-
-
-@jit
-def fetch_facts(s: Ledger, i: int, r: int, count: int) -> None:
-    """All that slot `r` keeps of its first `count` pages: an admission writes it."""
-    fetch(s.page_block[i, r], count)
-    for layer in range(s.layers):
-        fetch(s.page_live[i, r, layer], count)
-        fetch(s.page_ghost[i, r, layer], count)
-        fetch(s.page_codec[i, r, layer], count)
-        fetch(s.page_rank[i, r, layer], count)
-        fetch(s.page_tag[i, r, layer], count)
-        fetch(s.page_refs[i, r, layer], count)
-        fetch(s.page_error[i, r, layer], count)
-        fetch(s.page_mass[i, r, layer], count)
-        fetch(s.page_mass_sum[i, r, layer], count)
-        fetch(s.page_reads[i, r, layer], count)
-        fetch(s.page_last_s[i, r, layer], count)
-        fetch(s.page_gone_s[i, r, layer], count)
-
-
-@jit
-def fetch_summed(s: Ledger, i: int, r: int) -> None:
-    """What the sums by group hold of slot `r`'s pages: a release takes it off."""
-    count = s.slot_pages[i, r]
-    fetch(s.page_block[i, r], count)
-    for layer in range(s.layers):
-        fetch(s.page_live[i, r, layer], count)
-        fetch(s.page_ghost[i, r, layer], count)
-        fetch(s.page_codec[i, r, layer], count)
-        fetch(s.page_tag[i, r, layer], count)
-        fetch(s.page_error[i, r, layer], count)
-        fetch(s.page_mass[i, r, layer], count)
-        fetch(s.page_last_s[i, r, layer], count)

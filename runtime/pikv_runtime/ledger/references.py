@@ -7,7 +7,7 @@ from pikv_runtime.ledger.host import drop_hosted
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pages import count_page, free, home_of, move, place, recode, tell_users, write_fact
-from pikv_runtime.ledger.prefetch import fetch_listed, fetch_summed
+from pikv_runtime.ledger.prefetch import fetch_listed
 from pikv_runtime.ledger.rules import rule_made, rule_released
 from pikv_runtime.ledger.state import IN_HOST, ON_DEVICE, Ledger, Tally
 from pikv_runtime.ledger.sums import add_page, take_off
@@ -191,7 +191,6 @@ def _give_up(s: Ledger, i: int, r: int, p: int, block: int) -> None:
 @jit
 def release(s: Ledger, i: int, r: int) -> None:
     """Slot `r` lets go of everything; blocks that are whole, sharable and indexed become cached."""
-    fetch_summed(s, i, r)
     fetch_listed(s, i, r)
     take_off(s, i, r)
     # Deepest first, so that a chain's tail is the older victim among equals.

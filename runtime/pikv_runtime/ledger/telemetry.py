@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pikv_runtime.contract import GlobalControl, GlobalFeature, GroupControl, GroupFeature
-from pikv_runtime.ledger.blocks import fetch_prompt, lookup
+from pikv_runtime.ledger.blocks import lookup
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pricing import count_reads
 from pikv_runtime.ledger.state import F4, I8, NATIVE, Ledger, Price, Status, Tally
@@ -100,18 +100,6 @@ def _write_space(s: Ledger, i: int, out: F4) -> None:
     out[GlobalFeature.LIVE_SHARE] = min(1.0, live / cap)
     out[GlobalFeature.PINNED_SHARE] = min(1.0, max(0.0, used - cached - live) / cap)
     out[GlobalFeature.WHOLE_BLOCK_SHARE] = s.whole_listed[i] / max(1, blocks)
-
-
-@jit
-def _fetch_queue(s: Ledger, i: int) -> None:
-    """Ask memory for what the prompts that `_write_queue` looks up begin with."""
-    waiting = 0
-    for q in range(s.queue_head[i], s.next_arrival[i]):
-        if s.req_status[i, q] == Status.WAITING:
-            fetch_prompt(s, i, q)
-            waiting += 1
-            if waiting == LOOKED_UP:
-                return
 
 
 @jit
@@ -214,7 +202,6 @@ def _write_host(s: Ledger, i: int, out: F4) -> None:
 @jit
 def write_telemetry(s: Ledger, i: int, groups: F4, globals_: F4) -> None:
     """Write the telemetry of the interval just ended into `groups` (N, F) and `globals_` (F,); start a new one."""
-    _fetch_queue(s, i)
     _write_groups(s, i, groups)
     _write_space(s, i, globals_)
     _write_queue(s, i, globals_)
