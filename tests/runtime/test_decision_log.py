@@ -141,6 +141,13 @@ def test_damaged_logs_are_refused_by_line(tmp_path, damage, message):
         replay(tmp_path / "log.jsonl")
 
 
+def test_what_is_on_record_is_not_overwritten(tmp_path):
+    record(tmp_path / "log.jsonl", "lazy/h2o", credible(2))
+    with pytest.raises(FileExistsError):
+        record(tmp_path / "log.jsonl", "lazy/h2o", ())
+    assert replay(tmp_path / "log.jsonl")["identical"] == 2
+
+
 @pytest.mark.parametrize("share", [0, 1.5])
 def test_a_share_is_a_share(tmp_path, share):
     with pytest.raises(ValueError, match=f"share={share}: must be more than 0"):

@@ -89,6 +89,10 @@ def reordered_features(f):
     edit_manifest(f, change)
 
 
+def line_break_in_a_unit(f):
+    edit_manifest(f, lambda m: m["group_features"][0].__setitem__(1, "one\ntwo"))
+
+
 def fewer_features(f):
     edit_manifest(f, lambda m: m["global_features"].pop())
 
@@ -262,6 +266,7 @@ TAMPERING = {
     flipped_byte: "file 'policy.safetensors' does not match its SHA-256",
     flipped_card: "file 'README.md' does not match its SHA-256",
     reordered_features: f"group feature 0 is '{FOURTH}' .*, this runtime has '{FIRST}'",
+    line_break_in_a_unit: rf"group feature 0 is '{FIRST}' in 'one\\ntwo', this runtime has '{FIRST}' in",
     fewer_features: f"{GLOBALS - 1} global features, this runtime has {GLOBALS}",
     wrong_width: rf"tensor 'layers.0.weight' has shape \(9, {OBSERVATION}\): must be \(8, {OBSERVATION}\)",
     wrong_dtype: "tensor 'layers.0.bias' is float64: must be float32",

@@ -18,9 +18,11 @@ class Bench(Command):
     `env`: control intervals per second of the trace environment on its reference instance (16 running requests, 4,000
     live pages, 10,000 cached blocks, 64 lanes), beside the live runtime on the same instance; PPO end to end on it and
     on the quick preset; how cost grows with pages, blocks, groups, requests and iterations. Medians of several runs.
+    `policy`: microseconds of a decision by runner, beside SB3, torch and ONNX Runtime; ranking by utility; a decision
+    beside a decode step, served live.
     """
 
-    what: Annotated[Literal["env"], tyro.conf.Positional] = "env"
+    what: Annotated[Literal["env", "policy"], tyro.conf.Positional] = "env"
     """What to measure."""
     lanes: int = 64
     """Environments side by side."""

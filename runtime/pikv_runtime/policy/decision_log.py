@@ -83,14 +83,18 @@ def manifest_digest(bundle: Path) -> str:
 
 
 class DecisionLog:
-    """Writes a log; a line is whole or not there."""
+    """Writes a log, line by line.
+
+    Raises:
+        FileExistsError: There is a file already: what is on record is not overwritten.
+    """
 
     def __init__(self, path: str | os.PathLike[str], header: LogHeader) -> None:
         if not 0 < header.share <= 1:
             raise ValueError(f"share={header.share}: must be more than 0, at most 1")
         self.path, self.header = Path(path), header
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO | None = self.path.open("w", encoding="utf-8", buffering=1)
+        self._file: TextIO | None = self.path.open("x", encoding="utf-8", buffering=1)
         self._file.write(json.dumps({"format": FORMAT, **vars(header)}) + "\n")
 
     def write(self, decision: Decision) -> None:

@@ -140,8 +140,9 @@ def check_contract(manifest: Manifest) -> None:
             raise BundleError(f"{len(told)} {kind} features, this runtime has {len(own)}")
         for i, (theirs, ours) in enumerate(zip(told, own, strict=True)):
             if theirs != ours:
+                told_as, unit = map(short, theirs)
                 raise BundleError(
-                    f"{kind} feature {i} is {theirs[0]!r} ({theirs[1]}), this runtime has {ours[0]!r} ({ours[1]})"
+                    f"{kind} feature {i} is {told_as} in {unit}, this runtime has {ours[0]!r} in {ours[1]!r}"
                 )
 
 

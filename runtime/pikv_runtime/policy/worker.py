@@ -159,8 +159,7 @@ class WorkerPolicy:
         """Read one frame; False if there is none within `wait_s`."""
         deadline = time.monotonic() + wait_s
         while not self._received.whole:
-            readable = select.select([self._out], [], [], _within(deadline))[0]
-            if not readable:
+            if not _ready(self._out, select.POLLIN, deadline):
                 return False
             data = os.read(self._out, 1 << 16)
             if not data:
@@ -181,7 +180,7 @@ class WorkerPolicy:
         left = memoryview(data)
         while left:
             try:
-                if not select.select([], [self._in], [], _within(deadline))[1]:
+                if not _ready(self._in, select.POLLOUT, deadline):
                     self._fail("it does not read what it is told")
                 left = left[os.write(self._in, left) :]
             except BrokenPipeError:
@@ -193,9 +192,11 @@ class WorkerPolicy:
         return "" if status is None else f" with status {status}"
 
 
-def _within(deadline: float) -> float:
-    """Seconds until `deadline`, as `select` takes them."""
-    return min(max(0.0, deadline - time.monotonic()), 3600.0)
+def _ready(pipe: int, event: int, deadline: float) -> bool:
+    """Whether `pipe` can be read or written (or is closed) before `deadline`."""
+    poll = select.poll()  # unlike select, it takes descriptors beyond 1023, which servers have
+    poll.register(pipe, event)
+    return bool(poll.poll(1000 * min(max(0.0, deadline - time.monotonic()), 3600.0)))
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
