@@ -50,11 +50,15 @@ class Watch:
                 self.opened.add(str(arguments[0]))
 
 
-@pytest.fixture(scope="module")
+WATCH = Watch()
+
+
+@pytest.fixture
 def watch():
-    watch = Watch()
-    yield watch
-    watch.on = False
+    WATCH.seen.clear()
+    WATCH.opened.clear()
+    yield WATCH
+    WATCH.on = False
 
 
 def pick(rng, files: Files) -> str:
