@@ -96,7 +96,7 @@ class Engine:
         self.recorder: ServingRecorder | None = None
         self._swaps = deque[Policy](maxlen=1)
         self.inbox = inbox if inbox is not None else Inbox()
-        self._journaled = journal is not None
+        self.journaled = journal is not None
         self.journal = Journal(journal) if journal is not None and 0 in self.transport.local_ranks else None
 
     ledger: L.Ledger
@@ -147,14 +147,14 @@ class Engine:
         """
         from pikv_runtime.models.runner import ModelRunner, geometry_of_model
 
-        self.recovered = shared_recovery(self.transport, self.journal) if self._journaled else Recovered()
+        if self.signals is None and any(r.prompt_ids is None for r in workload.requests):
+            raise ValueError("a live run needs prompt_ids in every request")
+        self.recovered = shared_recovery(self.transport, self.journal) if self.journaled else Recovered()
+        if self.journal is not None:
+            self.journal.accept(workload.requests, page_tokens=self.config.page_tokens, model=model_name(self.model))
         workload = join(workload, self.recovered)
         if not workload.requests:
             raise NothingToServeError(f"workload {workload.name!r}: no request is left to be served")
-        if self.signals is None and any(r.prompt_ids is None for r in workload.requests):
-            raise ValueError("a live run needs prompt_ids in every request")
-        if self.journal is not None:
-            self.journal.accept(workload.requests, page_tokens=self.config.page_tokens, model=model_name(self.model))
         self.ledger, self.reference = begin(
             workload, self.config, geometry_of_model(self.model), self._orders, self.prices, self.lambdas,
             ranks=self.transport.world, signals=self.signals, reference=reference, pages=pages,

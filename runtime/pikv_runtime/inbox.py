@@ -34,7 +34,7 @@ class Inbox:
     """Where other threads and signal handlers leave what they ask; the engine looks in once an iteration.
 
     Rank 0's inbox counts. Where ranks are processes it is broadcast, two integers and the numbers, but only if
-    `shared`: else an iteration would pay for a message that nobody sends.
+    `shared` (on every rank): else an iteration would pay for a message that nobody sends.
     """
 
     def __init__(self, shared: bool = False) -> None:
@@ -52,10 +52,18 @@ class Inbox:
         self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
 
     def look(self, transport: Transport) -> Heard:
-        """What rank 0 was asked since the last look; called by all ranks together."""
+        """What rank 0 was asked since the last look; called by all ranks together.
+
+        Raises:
+            ValueError: something was asked, and ranks in other processes would not hear of it.
+        """
         asked = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
         stage = self._stage()
-        if not self.shared or len(transport.local_ranks) == transport.world:
+        if len(transport.local_ranks) == transport.world:
+            return Heard(asked, stage)
+        if not self.shared:
+            if asked or stage != Stage.SERVE:
+                raise ValueError("ranks in other processes do not hear of it: every rank needs Inbox(shared=True)")
             return Heard(asked, stage)
         word = transport.broadcast(torch.tensor([stage, len(asked)], dtype=torch.int64))
         count = int(word[1])

@@ -88,7 +88,7 @@ def joined_ranks(
     dist.destroy_process_group()
 
 
-def bind_links(environment: Mapping[str, str] | os._Environ[str], interface: str | None) -> None:
+def bind_links(environment: Mapping[str, str], interface: str | None) -> None:
     """Say on which interface the links between ranks listen: the one that is given or configured, else loopback.
 
     Raises:

@@ -77,7 +77,7 @@ class Journal:
         self._check_header(page_tokens, model)
         fresh = [request for request in requests if self._is_new(request)]
         header = {"kind": "journal", "format": FORMAT, "page_tokens": page_tokens, "model": model}
-        rows = [*([] if self.recovered.header else [header]), *map(request_row, fresh)]
+        rows = [*([] if self.recovered.header else [header]), *(self._row(request) for request in fresh)]
         self._cut()
         before = self._end
         try:
@@ -90,6 +90,10 @@ class Journal:
         self.recovered.header = self.recovered.header or header
         self.recovered.requests |= {request.request_id: request for request in fresh}
         self._said |= {request.request_id: [] for request in fresh}
+
+    def _row(self, request: Request) -> Row:
+        """Arrivals count from the journal's beginning, whichever run they belong to."""
+        return {**request_row(request), "arrival_s": self.recovered.clock_s + request.arrival_s}
 
     def _check_header(self, page_tokens: int, model: str) -> None:
         for name, value in (("page_tokens", page_tokens), ("model", model)):
@@ -119,6 +123,7 @@ class Journal:
         rows = [(number, len(self._said[number]), [token]) for number, token in said]
         for number, token in said:
             self._said[number].append(token)
+        self.recovered.clock_s = max(self.recovered.clock_s, clock_s)
         self._write({"kind": "tokens", "clock_s": clock_s, "said": rows})
 
     def end(self, number: int, how: str) -> None:

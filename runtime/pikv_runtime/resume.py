@@ -18,17 +18,18 @@ from pikv_runtime.transport import Transport
 
 
 def join(workload: Workload, recovered: Recovered) -> Workload:
-    """`workload` without what is over, with what is unfinished; arrivals count from where the clock stood."""
+    """`workload` without what is over, with what is unfinished; that arrives as if the clock had stood still."""
     if not recovered.requests:
         return workload
-    kept = [r for r in workload.requests if r.request_id not in recovered.ended]
-    known = {r.request_id for r in kept}
-    kept += [r for r in recovered.unfinished if r.request_id not in known]
-    shifted = [replace(r, arrival_s=max(0.0, r.arrival_s - recovered.clock_s)) for r in kept]
-    shifted.sort(key=lambda r: r.arrival_s)
-    horizon_s = max(0.0, workload.horizon_s - recovered.clock_s)
+    given = {r.request_id: r for r in workload.requests}
+    left = [
+        replace(given.get(r.request_id, r), arrival_s=max(0.0, r.arrival_s - recovered.clock_s))
+        for r in recovered.unfinished
+    ]
+    fresh = [r for r in workload.requests if r.request_id not in recovered.requests]
+    requests = sorted(left + fresh, key=lambda r: r.arrival_s)
     seed = int(getattr(workload, "seed", 0))
-    return RequestList(workload.name, horizon_s, tuple(shifted), workload.classes, seed=seed)
+    return RequestList(workload.name, workload.horizon_s, tuple(requests), workload.classes, seed=seed)
 
 
 def go_on(s: Ledger, transcripts: Transcripts, recovered: Recovered) -> None:

@@ -107,7 +107,7 @@ def _serve(engine: Engine, workload: RequestList, tokenizer: Any, endpoint: Metr
         for done in engine.run(workload, on_interval=endpoint.publish if endpoint is not None else None):
             served.append(done)
     except NothingToServeError:
-        if engine.journal is None:
+        if not engine.journaled:
             raise
         return {"requests": [], "recovered": _recovered(engine, tokenizer), "refused": [], "unfinished": []}
     return {

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.contract import Control
 from pikv_runtime.engine import Engine, NothingToServeError
 from pikv_runtime.inbox import Inbox
+from pikv_runtime.journal import JournalError
 from pikv_runtime.journal_format import recover
 from pikv_runtime.ledger import Status, check_integrity
 from pikv_runtime.requests import RequestList
@@ -56,9 +58,10 @@ def crashed(path: Path, life: int, config=EXACT, policy=None, ranks=1) -> dict[i
 
 def restarted(path: Path, asked=LEFT, config=EXACT, policy=None, ranks=1) -> tuple[Engine, dict[int, list[int]]]:
     engine = Engine(embedded()[0], config, policy, ranks, journal=path)
-    served = tokens_of({done.request.request_id: done for done in engine.run(asked)})
-    engine.journal.close()
-    return engine, served
+    try:
+        return engine, tokens_of({done.request.request_id: done for done in engine.run(asked)})
+    finally:
+        engine.journal.close()
 
 
 @pytest.mark.parametrize(("life", "ranks"), [(1, 1), (25, 1), (25, 2)])
@@ -82,6 +85,22 @@ def test_the_same_command_again_serves_what_is_left(tmp_path: Path) -> None:
     assert served and engine.recovered.ended
     assert served.keys() | engine.recovered.ended.keys() == stock_tokens().keys()
     assert served.items() <= stock_tokens().items()
+
+
+def test_a_journal_takes_new_requests_and_no_others_under_old_names(tmp_path: Path) -> None:
+    crashed(tmp_path / "journal", 25)
+    found = recover((tmp_path / "journal").read_bytes())
+    over = next(iter(found.ended))  # it is over, and still not to be taken for another
+    first = workload().requests[over]
+    other = replace(first, prompt_ids=first.prompt_ids + 1)
+    with pytest.raises(JournalError, match=f"request {over} is another one there"):
+        restarted(tmp_path / "journal", RequestList("other", 0.0, (other,)))
+    late = replace(first, request_id=50, arrival_s=3.0)
+    engine, served = restarted(tmp_path / "journal", RequestList("more", 3.0, (late,)))
+    assert served.items() >= {50: stock_tokens()[over]}.items() and len(served) > 1
+    arrivals = {r.request_id: r.arrival_s for r in engine.requests}
+    assert arrivals[50] == 3.0 and max(arrivals.values()) == 3.0
+    assert recover((tmp_path / "journal").read_bytes()).requests[50].arrival_s == found.clock_s + 3.0
 
 
 @pytest.mark.slow
