@@ -150,7 +150,8 @@ def _control(engine: Engine) -> Iterator[Metric]:
     tally, loop = engine.ledger.tally[0], engine.control_loop
     yield _one("pikv:control_decisions", "counter", "Decisions.", engine.timers.decisions)
     yield _one("pikv:control_decision_seconds", "counter", "Wall time of decisions.", engine.timers.decision_s)
-    yield _one("pikv:control_clips", "counter", "Values of controls that were NaN or out of range.", loop.clips)
+    clips = loop.clips + getattr(engine.policy, "clips", 0)  # a guard clips what it lets through
+    yield _one("pikv:control_clips", "counter", "Values of controls that were NaN or out of range.", clips)
     yield _one("pikv:control_vetoes", "counter", "Asked changes that were not legal.", tally[Tally.VETOES])
     counters: dict[str, Any] = getattr(engine.policy, "counters", {})
     reasons = {name: float(n) for name, n in counters.items() if name not in GUARD_COUNTERS}

@@ -100,6 +100,21 @@ def test_absurd_controls_are_clipped_and_counted() -> None:
     assert lossy()[2]["pikv:control_clips_total"] == 0
 
 
+class Greedy(Absurd):
+    """Asks for more than there is, and for nothing that is not a number."""
+
+    def decide(self, telemetry, out=None):
+        out = super().decide(telemetry, out)
+        out.groups[0] = 0, 1, 0
+        return out
+
+
+def test_what_a_guard_clips_is_counted_too() -> None:
+    engine, _, found = served(Guard(Greedy(), load_policy("lazy/h2o"), GuardLimits(timeout_us=np.inf, veto_rate=1)))
+    assert found["pikv:guard_trips_total"] == 0
+    assert found["pikv:control_clips_total"] == 2 * engine.timers.decisions
+
+
 def test_guard_trips_are_counted() -> None:
     guard = Guard(Absurd(), load_policy("lazy/h2o"), GuardLimits(timeout_us=np.inf))
     engine, _, found = served(guard)

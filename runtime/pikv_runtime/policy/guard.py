@@ -72,6 +72,8 @@ class Guard:
         """What was wrong at the latest decision; None: nothing."""
         self.counters = dict.fromkeys(("decisions", "fallback_decisions", "trips", "recoveries"), 0)
         self.counters |= dict.fromkeys(REASONS, 0)
+        self.clips = 0
+        """Values out of range that were clipped."""
         self._clean_in_a_row = self._illegal = 0
         self._shadow = Control.zeros(0)
         self._told = Telemetry.zeros(0)
@@ -110,7 +112,7 @@ class Guard:
             np.copyto(out.globals, self._shadow.globals)
             illegal = self._illegal
         if illegal:
-            clip_control(out)
+            self.clips += clip_control(out)
         return out
 
     def _check_telemetry(self, telemetry: Telemetry) -> str | None:
