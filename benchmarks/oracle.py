@@ -1,46 +1,51 @@
-"""The oracle's brackets: families by pressure, on the laptop's profile and on an H100's. See benchmarks/README.md.
+"""The oracle's brackets: families by pressure, on the laptop's suite and on the servers'. See benchmarks/README.md.
 
 python benchmarks/oracle.py --out benchmarks/oracle.json
+
+Rows are written one by one; a second run with the same file goes on where the first was ended.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import json
 from pathlib import Path
 from typing import Any
 
 from pikv_agents.commands.options import origin
-from pikv_agents.oracle_study import Setting, study
+from pikv_agents.oracle_study import line, study
 from pikv_agents.tracking.metrics import write_json
+from pikv_env.builtin import resolve_library
+from pikv_env.suites import SUITES
 
-LAPTOP = Setting("cpu-gloo", "embedded", token_scale=1, ranks=1, slots=16)
-H100 = Setting("h100-nvlink8", "qwen3-30b-a3b", token_scale=8, ranks=2, slots=48)
+ON = ("laptop", "serving")
 FAMILIES = ("facts-poisson", "code-bursty")
-COMMAND = "python benchmarks/oracle.py --out benchmarks/oracle.json"
 PRESSURES = (0.5, 1.0, 2.0, 4.0)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+COMMAND = "python benchmarks/oracle.py --out benchmarks/oracle.json"
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure what the file does not have yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--horizon-s", type=float, default=600.0)
     given = parser.parse_args()
-    began, rows = time.perf_counter(), []
+    rows: list[dict[str, Any]] = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
+    library = resolve_library()
     for family in FAMILIES:
-        for setting in (LAPTOP, H100):
-            rows += study(setting, [family], PRESSURES, given.horizon_s, note=_say)
-            found: dict[str, Any] = {
-                "rows": rows,
-                "seconds": time.perf_counter() - began,
-                "meta": origin() | {"command": COMMAND},
-            }
-            write_json(given.out, found)  # after every family: a run that is cut short has what it found
+        for name in ON:
+            config = SUITES[name].config(horizon_s=given.horizon_s)
+            told = {"suite": name, "horizon_s": given.horizon_s}
+            done = {row["pressure"] for row in rows if told.items() <= row.items() and row["family"] == family}
+
+            def keep(row: dict[str, Any], told: dict[str, Any] = told) -> None:
+                rows.append(told | row)
+                print(line(row), flush=True)
+                write_json(given.out, {"rows": rows, "meta": origin() | {"command": COMMAND}})
+
+            todo = [pressure for pressure in PRESSURES if pressure not in done]
+            if todo:
+                study(config, [family], todo, library, keep=keep)
 
 
 if __name__ == "__main__":

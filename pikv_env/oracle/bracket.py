@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pikv_env.oracle.build import build_problem
-from pikv_env.oracle.costs import rank_shares
+from pikv_env.oracle.costs import held_bytes, rank_shares
 from pikv_env.oracle.evaluation import Parts, evaluate
 from pikv_env.oracle.problem import Paths, Problem
 from pikv_env.oracle.relaxation import Dual, Relaxation, ascend, refine
@@ -18,8 +18,8 @@ from pikv_env.oracle.timeline import Timeline, reference_timeline
 from pikv_env.pool import WorkloadPool
 from pikv_runtime.ledger.state import F8
 
-COARSE_BINS, PIECES = 24, 4
-"""Prices are found for few long bins first; then those are cut, and again, in which a cap binds."""
+COARSE_BINS = 24
+"""Prices are found for few long bins first; these are cut where a cap binds."""
 LADDER = (16.0, 8.0, 4.0, 2.5, 1.8, 1.4, 1.2, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 """Shares of the relaxation's prices at which blocks choose in turn: what gains most for a byte comes first."""
 
@@ -28,7 +28,7 @@ LADDER = (16.0, 8.0, 4.0, 2.5, 1.8, 1.4, 1.2, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 class Effort:
     """How long to search."""
 
-    rounds: tuple[int, ...] = (20, 20, 20, 30, 40)
+    rounds: tuple[int, ...] = (15, 15, 15, 15, 15, 15, 60)
     """Steps of the prices at every grain of time bins, coarse ones first."""
     sweeps: int = 3
     """Times that every block chooses anew where nothing has a price."""
@@ -123,12 +123,13 @@ def solve(problem: Problem, effort: Effort | None = None) -> Bracket:
         relaxation = Relaxation(problem, rank_shares(problem, parts.attention_s), COARSE_BINS)
         paths, parts = better((paths, parts), pack(problem, relaxation, paths, [nothing], gain, effort.sweeps))
     dual = Dual(value, nothing, relaxation.edges_s, relaxed)
+    held = held_bytes(problem, relaxed).astype(np.float64)
+    last = len(effort.rounds) - 1
     for grain, rounds in enumerate(effort.rounds):
-        prices = refine(relaxation, dual, PIECES) if grain > 0 else dual.prices
-        dual = ascend(relaxation, prices, parts.total, rounds)
-        if dual.prices.any() and grain + 2 >= len(effort.rounds):  # before that the prices are too coarse
-            ladder = [share * dual.prices for share in LADDER]
-            found = pack(problem, relaxation, least, ladder, gain, effort.sweeps)
+        prices, scale = refine(relaxation, dual, held), min(1.0, 2.0 * dual.scale)
+        dual, held = ascend(relaxation, prices, parts.total, rounds, scale)
+        if dual.prices.any() and grain in (last // 2, last):  # a better schedule tells the search how far to go
+            found = pack(problem, relaxation, least, [share * dual.prices for share in LADDER], gain, effort.sweeps)
             paths, parts = better((paths, parts), found)
     if parts.over_bytes > 0:
         raise AssertionError(f"the schedule is {parts.over_bytes} bytes over a cap")

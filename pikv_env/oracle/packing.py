@@ -6,6 +6,7 @@ import numpy as np
 
 from pikv_env.oracle.paths import FREE, HIT, MISS, cheapest, path_cost, rank_of
 from pikv_env.oracle.problem import EVICT, FRESH, GONE, SEAL, TOP, USE
+from pikv_env.oracle.space import Space, give, least_free
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import F8, I1, I4, I8
 
@@ -27,29 +28,27 @@ def least_paths(first: I8, flags: I1, paths: I1) -> None:
 
 
 @jit
-def _hold(low: int, n: int, b: int, sign: int, home: I1, owner: I1, begin: I4, end: I4, sizes: I8, paths: I1, used: I8) -> None:  # noqa: E501  # fmt: skip
-    """Add the bytes of block `b`'s stages to `used` (G, K), or take them off."""
+def _give(
+    low: int, n: int, b: int, sign: int, home: I1, owner: I1, begin: I4, end: I4, sizes: I8, paths: I1, space: Space
+) -> None:
+    """Give back the bytes of block `b`'s stages, or take them (`sign` -1)."""
     for s in range(low, low + n):
-        for rank in range(used.shape[0]):
+        for rank in range(space.free.shape[0]):
             size = 0
             for layer in range(paths.shape[1]):
                 state = paths[s, layer]
                 if rank_of(state, owner[s], home[b, layer]) == rank:
                     size += sizes[state]
             if size > 0:
-                for k in range(begin[s], end[s]):
-                    used[rank, k] += sign * size
+                give(space, rank, begin[s], end[s], sign * size)
 
 
 @jit
-def _heads(low: int, n: int, begin: I4, end: I4, cap: I8, used: I8, head: I8) -> None:
+def _heads(low: int, n: int, begin: I4, end: I4, space: Space, head: I8) -> None:
     """Least free bytes of every rank in every stage, into `head` (G, n)."""
-    for rank in range(cap.shape[0]):
+    for rank in range(head.shape[0]):
         for s in range(n):
-            least = 1 << 62
-            for k in range(begin[low + s], end[low + s]):
-                least = min(least, cap[rank, k] - used[rank, k])
-            head[rank, s] = least
+            head[rank, s] = least_free(space, rank, begin[low + s], end[low + s])
 
 
 @jit
@@ -111,11 +110,11 @@ def _settle(low: int, n: int, flags: I1, told: I1, path: I1, pattern: I1) -> Non
 @jit
 def repack(
     order: I8, first: I8, home: I1, flags: I1, owner: I1, begin: I4, end: I4, visit: I4, place: I8, runs: I8, base: F8,
-    sizes: I8, hold: F8, miss: F8, encode: F8, move: F8, cap: I8, used: I8, paths: I1,
+    sizes: I8, hold: F8, miss: F8, encode: F8, move: F8, space: Space, paths: I1,
 ) -> int:  # fmt: skip
     """Let each block of `order` choose anew: first all layers together, which settles what is found and what is not,
-    then every layer for itself. `runs`, `used` and `paths` follow. Returns how many blocks changed."""
-    layers, ranks, longest, changed = base.shape[1], cap.shape[0], 0, 0
+    then every layer for itself. `runs`, `space` and `paths` follow. Returns how many blocks changed."""
+    layers, ranks, longest, changed = base.shape[1], hold.shape[0], 0, 0
     for b in range(first.shape[0] - 1):
         longest = max(longest, first[b + 1] - first[b])
     cost, came = np.empty((longest, 5)), np.empty((longest, 5), np.int8)
@@ -126,8 +125,8 @@ def repack(
         b = order[j]
         low, n = first[b], first[b + 1] - first[b]
         f, e, m = flags[low : low + n], encode[low : low + n], move[low : low + n]
-        _hold(low, n, b, -1, home, owner, begin, end, sizes, paths, used)
-        _heads(low, n, begin, end, cap, used, head)
+        _give(low, n, b, 1, home, owner, begin, end, sizes, paths, space)
+        _heads(low, n, begin, end, space, head)
         _tell(low, n, visit, place, runs, told)
         old[:n] = paths[low : low + n]
         _together(b, low, n, home, owner, base, sizes, hold, head, cost)
@@ -149,7 +148,7 @@ def repack(
                         runs[v] += 1
                     elif v >= 0 and pattern[s] == MISS and place[low + s] == runs[v] - 1:
                         runs[v] -= 1
-        _hold(low, n, b, 1, home, owner, begin, end, sizes, paths, used)
+        _give(low, n, b, -1, home, owner, begin, end, sizes, paths, space)
     return changed
 
 

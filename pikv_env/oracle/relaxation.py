@@ -5,16 +5,21 @@ For any prices that are not negative, the sum of those paths' costs less what th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pikv_env.oracle.costs import change_costs, held_bytes, miss_costs, stage_costs
 from pikv_env.oracle.paths import relaxed
 from pikv_env.oracle.problem import Paths, Problem
+from pikv_env.oracle.room import forbid
 from pikv_runtime.ledger.state import F8
 
 ROUNDING = 1e-9
+STEEPNESS = 1.5
+"""Steps of prices are divided by a bin's length to this power."""
+PATIENCE, RECENT = 5, 0.1
+"""Steps without a better bound before they become shorter; weight of the last in what is averaged over steps."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Dual:
     """(T + 1,) of the bins."""
     paths: Paths
     """(S, L) what pages would do at these prices; over the caps, as a rule."""
+    scale: float = 1.0
+    """Share of Polyak's step that the search had come down to."""
 
 
 class Relaxation:
@@ -42,6 +49,7 @@ class Relaxation:
     def __init__(self, problem: Problem, shares: F8, bins: int) -> None:
         self.problem, self.shares = problem, shares
         self.base = stage_costs(problem, shares)
+        self.forbidden = forbid(problem, self.base)
         self.miss, (self.encode, self.move) = miss_costs(problem, shares), change_costs(problem)
         self.fixed = fixed_cost(problem, shares)
         self.set_edges(np.linspace(0.0, 1.0, bins + 1) * float(max(problem.end_s[-1], problem.t1_s.max())))
@@ -99,53 +107,69 @@ def _integrate(p: Problem, edges_s: F8, rank: int) -> F8:
 
 
 def ascend(
-    relaxation: Relaxation, prices: F8, upper: float, rounds: int, slack: float = 0.002, scale: float = 1.0
-) -> Dual:
-    """Raise the bound by Polyak steps towards `upper`, damped whenever they do not help.
+    relaxation: Relaxation, prices: F8, upper: float, rounds: int, scale: float = 1.0, slack: float = 0.002
+) -> tuple[Dual, F8]:
+    """Raise the bound by deflected Polyak steps towards `upper`, shorter whenever they do not help.
+
+    Bins differ in length by factors of thousands: a burst of one iteration needs a thousand times the price per second
+    of a plateau, and its overflow counts a thousandth of the byte-seconds. So steps are taken in a scale of their own,
+    by `STEEPNESS`.
 
     Args:
         relaxation: The dual function.
         prices: (G, T) to start from.
-        upper: A feasible value, or a guess of one.
+        upper: A feasible value.
         rounds: Evaluations.
-        slack: Ends when the bound is within this share of `upper`.
         scale: Share of Polyak's step to begin with.
+        slack: Ends when the bound is within this share of `upper`.
+
+    Returns:
+        The best bound, and bytes that pages would hold, (G, K), averaged over the last steps: where they are over a
+        cap, prices are not there yet, or bins are too long.
     """
     value, gradient, paths = relaxation.solve(prices)
     best = Dual(value, prices, relaxation.edges_s, paths)
+    held = held_bytes(relaxation.problem, paths).astype(np.float64)
     direction, since = np.zeros_like(prices), 0
-    for _ in range(rounds):
+    weight = np.diff(relaxation.edges_s) ** -STEEPNESS
+    for n in range(rounds):
         if upper - best.value <= slack * abs(upper):
             break
         gradient = np.where((prices <= 0) & (gradient < 0), 0.0, gradient)
         direction = gradient + 0.6 * direction
-        norm = float((direction * direction).sum())
+        norm = float((weight * direction * direction).sum())
         if norm == 0:
             break
-        prices = np.maximum(0.0, prices + scale * max(upper - value, 1e-4 * upper) / norm * direction)
+        prices = np.maximum(0.0, prices + scale * max(upper - value, 1e-4 * upper) / norm * weight * direction)
         value, gradient, paths = relaxation.solve(prices)
+        held += max(1.0 / (n + 2), RECENT) * (held_bytes(relaxation.problem, paths) - held)
         since += 1
         if value > best.value:
             best, since = Dual(value, prices, relaxation.edges_s, paths), 0
-        elif since >= 8:
+        elif since >= PATIENCE:
             scale, since, prices, direction = 0.5 * scale, 0, best.prices, np.zeros_like(prices)
             value, gradient, paths = relaxation.solve(prices)
-    return best
+    return replace(best, scale=scale), held
 
 
-def refine(relaxation: Relaxation, dual: Dual, pieces: int) -> F8:
-    """Cut into `pieces` every bin in which pages would at times hold more than a cap, or a byte has a price; cuts lie
-    where iterations begin. Sets the relaxation's bins and returns the same prices over them."""
-    p, edges_s = relaxation.problem, dual.edges_s
-    held = held_bytes(p, dual.paths)
-    full = (held > p.cap).any(axis=0)
-    bins = np.clip(np.searchsorted(edges_s, p.start_s, side="right") - 1, 0, len(edges_s) - 2)
-    hot = (np.bincount(bins, full, len(edges_s) - 1) > 0) | (dual.prices > 0).any(axis=0)
-    cuts = [edges_s]
-    for j in np.flatnonzero(hot):
-        inside = p.start_s[np.searchsorted(bins, j) : np.searchsorted(bins, j, side="right")]
-        picked = np.linspace(0, len(inside), pieces + 1)[:-1].astype(np.int64)
-        cuts.append(inside[picked[picked < len(inside)]] if len(inside) else inside)
+def refine(relaxation: Relaxation, dual: Dual, held: F8) -> F8:
+    """Cut the bins where a run of iterations in which `held` (G, K) is over a cap begins and ends, and where the upper
+    half of its excess does. Sets the relaxation's bins and returns the same prices over them.
+
+    A cap is counted over a whole bin: in a bin longer than the burst, what is over it is made up for by room elsewhere.
+    """
+    p, cuts = relaxation.problem, [dual.edges_s]
+    for excess in held - p.cap:
+        for begin, end in _runs(excess > 0):
+            inside = excess[begin:end]
+            for low, high in [(0, end - begin), *_runs(inside > 0.5 * inside.max())]:
+                cuts.append(np.array([p.start_s[begin + low], p.end_s[begin + high - 1]]))
     edges = np.unique(np.concatenate(cuts))
     relaxation.set_edges(edges)
-    return np.ascontiguousarray(dual.prices[:, np.searchsorted(edges_s, edges[:-1], side="right") - 1])
+    return np.ascontiguousarray(dual.prices[:, np.searchsorted(dual.edges_s, edges[:-1], side="right") - 1])
+
+
+def _runs(true: np.ndarray) -> list[tuple[int, int]]:
+    """[begin, end) of the stretches in which `true` (n,) holds."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], true.astype(np.int8), [0]])))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]

@@ -15,6 +15,7 @@ from pikv_env.oracle.costs import held_bytes
 from pikv_env.oracle.packing import least_paths, repack
 from pikv_env.oracle.problem import DEMOTE, EVICT, FRESH, GONE, SEAL, TOP, USE, Paths, Problem
 from pikv_env.oracle.relaxation import Relaxation
+from pikv_env.oracle.space import space_of
 from pikv_runtime.ledger.state import F8, I8
 
 
@@ -82,7 +83,7 @@ class Packer:
         self.problem, self.paths, self.relaxation = problem, paths, relaxation
         self.chains = Chains(problem)
         self.runs = self.chains.runs(present(problem, paths))
-        self.used = held_bytes(problem, paths)
+        self.space = space_of(problem.cap - held_bytes(problem, paths))
 
     def sweep(self, prices: F8, order: I8) -> int:
         """Let every block in `order` choose anew at `prices` (G, T). Returns how many changed."""
@@ -90,7 +91,7 @@ class Packer:
         hold = np.ascontiguousarray(r._sums(prices, p.t1_s) - r._sums(prices, p.t0_s))
         return repack(
             order, p.first, p.home, p.flags, p.owner, p.begin, p.end, p.visit, self.chains.place, self.runs, r.base,
-            p.state_bytes, hold, r.miss, r.encode, r.move, p.cap, self.used, self.paths,
+            p.state_bytes, hold, r.miss, r.encode, r.move, self.space, self.paths,
         )  # fmt: skip
 
     def order(self, gain: F8) -> I8:

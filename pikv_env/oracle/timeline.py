@@ -13,6 +13,7 @@ import numpy as np
 
 from pikv_env.batch import TraceBatch
 from pikv_env.pool import Prepared, WorkloadPool
+from pikv_runtime.block_rules import orders_of
 from pikv_runtime.contract import Control, Telemetry
 from pikv_runtime.ledger import copy_requests
 from pikv_runtime.ledger.commit import advance, commit
@@ -171,9 +172,10 @@ def _copy(target: Ledger, pool: WorkloadPool, workload: int) -> None:
 def played_timeline(
     pool: WorkloadPool, workload: int, pressure: float, policy: Policy, lambdas: tuple[float, float] | None = None
 ) -> tuple[Timeline, Any]:
-    """Of one policy's capped run, and that run's `Score`."""
+    """Of one policy's capped run, under its block rule and page order, and that run's `Score`."""
     batch = TraceBatch(pool.library, pool.config, 1, 0, pool)
-    batch.reset_lane(0, workload=workload, pressure=pressure, lambdas=lambdas)
+    orders = orders_of(policy, pool.config.runtime.block_rule)
+    batch.reset_lane(0, workload=workload, pressure=pressure, lambdas=lambdas, orders=orders)
     s, log = batch.state, _Log()
     told = Telemetry(batch.groups[0], batch.globals[0])
     asked = Control(batch.control_groups[0], batch.control_globals[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -66,18 +67,23 @@ def _use(v: int, visit: Visit, window: int) -> Use:
 
 def optimum(problem: Problem) -> float:
     """The least J of all schedules that keep the caps; NaN where there are too many to try."""
+    found = [total for _, total in feasible(problem)]
+    return min(found, default=math.nan)
+
+
+def feasible(problem: Problem) -> Iterator[tuple[np.ndarray, float]]:
+    """Every schedule (S, L) that keeps rules and caps, and its J; none where there are too many to try."""
     choices = [_paths(problem, b) for b in range(len(problem.depth))]
     if math.prod(len(c) for c in choices) > MOST:
-        return math.nan
-    best = np.inf
+        return
     for combination in itertools.product(*choices):
+        paths = np.concatenate(combination).astype(np.int8)
         try:
-            parts = evaluate(problem, np.concatenate(combination).astype(np.int8))
+            parts = evaluate(problem, paths)
         except ValueError:  # a block is there, or is not, against its chain
             continue
         if parts.over_bytes == 0:
-            best = min(best, parts.total)
-    return best
+            yield paths, parts.total
 
 
 def _paths(p: Problem, b: int) -> list[np.ndarray]:
