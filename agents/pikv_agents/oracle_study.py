@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pikv_agents.rollout import EVALUATION_SEEDS, Episode, Job, Suite, run_jobs
+from pikv_agents.row_file import RowFile
 from pikv_env.batch import TraceBatch
 from pikv_env.config import EnvConfig
 from pikv_env.oracle import Effort, Played, bracket, free_bound, played_bracket, reference_timeline
@@ -113,25 +114,48 @@ def line(row: Mapping[str, Any]) -> str:
     )
 
 
-def headroom_oracle(
-    suite: Suite, episodes: Sequence[Episode], table: Mapping[str, Sequence[float]], effort: Effort | None = None
+def add_oracle(
+    suite: Suite,
+    rows: Sequence[dict[str, Any]],
+    seeds: Sequence[int],
+    effort: Effort | None = None,
+    file: RowFile | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Give every row of a headroom table its `oracle`: see `bracket_of`; admissions are those of `static_tuned`.
+
+    What `file` has is not searched again.
+    """
+    for row in rows:
+        cell = {name: row[name] for name in ("family", "pressure")}
+        wanted = {"kind": "oracle", **cell}
+        kept = [one for one in (file.rows if file else []) if wanted.items() <= one.items()]
+        if not kept:
+            note(f"oracle: {row['family']} at pressure {row['pressure']:g}")
+            episodes = [Episode(row["family"], seed, row["pressure"]) for seed in seeds]
+            kept = [wanted | bracket_of(suite, episodes, row["static_tuned"], effort)]
+            if file:
+                file.add(kept[0])
+        row["oracle"] = {name: value for name, value in kept[0].items() if name not in wanted}
+
+
+def bracket_of(
+    suite: Suite, episodes: Sequence[Episode], specs: Sequence[str], effort: Effort | None = None
 ) -> dict[str, Any]:
-    """The oracle's part of a headroom row: the bracket of each episode, admissions and clock being those of the policy
-    that did best on it.
+    """Brackets of episodes, admissions and clock of each being those of one policy's run.
 
     Args:
         suite: Workloads.
-        episodes: Those of the row.
-        table: J by policy's spec and episode.
+        episodes: At least one.
+        specs: A heuristic for every episode.
         effort: How long to search.
 
     Returns:
         `relaxation` and `feasible` (means of the lower bounds and of the feasible schedules' J), `width`
         ((feasible - relaxation) / feasible), and by episode `lower`, `upper`, `timelines` (whose admissions).
     """
-    timelines = [min(table, key=lambda spec, k=k: table[spec][k]) for k in range(len(episodes))]  # type: ignore[misc]
     found = []
-    for episode, spec in zip(episodes, timelines, strict=True):
+    for episode, spec in zip(episodes, specs, strict=True):
         pool = suite.pool(episode.family, episode.seed)
         found.append(played_bracket(pool, 0, episode.pressure, make_policy(spec), suite.lambdas, effort).bracket)
     relaxation, feasible = (float(np.mean([getattr(one, end) for one in found])) for end in ("lower", "upper"))
@@ -139,7 +163,7 @@ def headroom_oracle(
         "relaxation": relaxation,
         "feasible": feasible,
         "width": (feasible - relaxation) / feasible,
-        "timelines": timelines,
+        "timelines": list(specs),
         "lower": [one.lower for one in found],
         "upper": [one.upper for one in found],
     }

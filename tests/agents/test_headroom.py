@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from tiny import START, tiny_headroom, tiny_suite
 
+from pikv_agents import cli, oracle_study
 from pikv_agents.greedy import Lookahead, greedy_score
 from pikv_agents.headroom import headroom
 from pikv_agents.hindsight import AXES, neighbours, tune
@@ -178,3 +179,25 @@ def test_rows_made_otherwise_are_refused(tmp_path):
         with pytest.raises(ValueError, match="not a file of rows"):
             RowFile(path, {})
         assert path.read_text(encoding="utf-8") == text
+
+
+def test_the_oracle_is_below_what_was_played_on_its_timelines(suite, found, tmp_path, monkeypatch):
+    rows, path = [dict(row) for row in found["rows"][:1]], tmp_path / "rows.jsonl"
+    oracle_study.add_oracle(suite, rows, (0, 1), oracle_study.QUICK, RowFile(path, {}))
+    (oracle,) = (row["oracle"] for row in rows)
+    assert oracle["timelines"] == rows[0]["static_tuned"] and len(oracle["lower"]) == 2
+    assert 0 < oracle["relaxation"] <= min(oracle["feasible"], rows[0]["policies"]["static_tuned"]["J"])
+    assert "relaxation" in "".join(str(column.header) for column in tables.headroom(rows).columns)
+
+    def refuse(*args):
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr(oracle_study, "played_bracket", refuse)
+    again = [dict(row) for row in found["rows"][:1]]
+    oracle_study.add_oracle(suite, again, (0, 1), oracle_study.QUICK, RowFile(path, {}))
+    assert again[0]["oracle"] == oracle
+
+
+def test_the_oracle_knows_no_host_tier(capsys):
+    assert cli.main(["headroom", "--suite", "serving-host", "--oracle", "--quick"]) == 2
+    assert "host=4" in capsys.readouterr().err

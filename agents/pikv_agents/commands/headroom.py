@@ -45,6 +45,8 @@ class Headroom(Command, StudyOptions):
     """Rounds of the search for each lever with foresight; by default 1, scan 0. Not with quick, which plays none."""
     greedy: bool = True
     """Play greedy schedules, a third of the cost of a cell; scan plays none."""
+    oracle: bool = False
+    """A lower bound and a clairvoyant schedule for each cell, admissions as under static_tuned (docs/oracle.md)."""
     rows: Path | None = None
     """JSON lines, a row as soon as it is measured; rows already there are kept: a run that was cut off goes on."""
 
@@ -53,11 +55,14 @@ class Headroom(Command, StudyOptions):
         from pikv_agents.commands.options import at_least_one, counted, default_threads, open_library, origin, playable
         from pikv_agents.evaluation import priced
         from pikv_agents.headroom import headroom
+        from pikv_agents.oracle_study import QUICK, add_oracle
         from pikv_agents.report import tables
         from pikv_agents.rollout import Suite
 
         at_least_one(seeds=self.seeds)
         library, spec, console = open_library(self.library), self.spec(), tables.console()
+        if self.oracle and spec.host > 0:
+            raise ValueError(f"--oracle: suite {spec.id!r} has host={spec.host:g}, the oracle knows no host tier")
         cells = [_cell(text) for text in self.cells]
         if cells and self.families:
             raise ValueError("--cells and --families: give one of them")
@@ -74,6 +79,8 @@ class Headroom(Command, StudyOptions):
 
         try:
             found = headroom(suite, families, config, note=note, file=file, cells=cells or None)
+            if self.oracle:
+                add_oracle(suite, found["rows"], config.seeds, QUICK if self.quick else None, file, note)
         finally:
             close()
         console.print(tables.headroom(found["rows"]))

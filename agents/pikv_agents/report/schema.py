@@ -69,6 +69,7 @@ class HeadroomRow(TypedDict):
     policies: dict[str, Costs]
     headroom: Number
     levers: NotRequired[dict[str, dict[str, Any]]]
+    oracle: NotRequired[dict[str, Any]]
 
 
 class CurvePoint(TypedDict):

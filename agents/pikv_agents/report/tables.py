@@ -81,10 +81,13 @@ def headroom(rows: Sequence[HeadroomRow]) -> Table:
     """J by family and reference policy, and what could still be gained."""
     policies = list(dict.fromkeys(policy for row in rows for policy in row["policies"]))
     caption = f"{REACHING}; rows of such a pressure or of under {LEAST_HEADROOM:.0%} headroom are dim and do not count"
-    right = ("pressure", *(policy.replace("_", "\n") for policy in policies), "headroom")
+    bounds = ("relaxation", "feasible") if any("oracle" in row for row in rows) else ()
+    names = (*(policy.replace("_", "\n") for policy in policies), *(f"oracle\n{bound}" for bound in bounds))
+    right = ("pressure", *names, "headroom")
     table = plain_table("Headroom: J by family", ("family",), right, caption)
     for row in rows:
         values = [number(row["policies"].get(policy, {}).get("J"), 2) for policy in policies]
+        values += [number(row.get("oracle", {}).get(bound), 2) for bound in bounds]
         style = "" if row["headroom"] >= LEAST_HEADROOM and met(row) else "dim"
         table.add_row(row["family"], pressure(row), *values, percent(row["headroom"]), style=style)
     return table
