@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--horizon-s", type=float, default=600.0)
     given = parser.parse_args()
     found = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
-    rows: list[dict[str, Any]] = [row for row in found if "suite" in row]  # older rows are of another machine and search
+    rows: list[dict[str, Any]] = [row for row in found if "suite" in row]  # older rows: another machine and search
     library = resolve_library()
     for family in FAMILIES:
         for name in ON:
