@@ -100,9 +100,15 @@ def reencode(payload: PagePayload, codec: str) -> PagePayload:
         ValueError: Unknown codec, or one above the pages' own: what is lost cannot come back.
     """
     check_codec(codec)
-    if CODECS.index(codec) < CODECS.index(payload.codec):
-        raise ValueError(f"pages only move down the ladder {CODECS}: {payload.codec} cannot become {codec}")
+    if codec != payload.codec:
+        check_down(payload.codec, codec)
     return payload if codec == payload.codec else encode(codec, *decode(payload, torch.float32))
+
+
+def check_down(before: str, after: str) -> None:
+    """Raise ``ValueError`` unless the second codec is further down the ladder than the first."""
+    if CODECS.index(after) <= CODECS.index(before):
+        raise ValueError(f"pages only move down the ladder {CODECS}: {before} cannot become {after}")
 
 
 def codec_error(k: Tensor, v: Tensor, codec: str) -> Tensor:

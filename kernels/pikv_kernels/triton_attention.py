@@ -41,7 +41,8 @@ class Launch:
     """How many programs a multiprocessor should get, by which the number of splits is chosen."""
 
 
-DEFAULT = Launch()
+ONE_CODEC, SEVERAL_CODECS = Launch(), Launch(tile_tokens=32)
+"""Tiles of several codecs are added up in registers: 64 tokens of them would spill."""
 
 
 @triton.jit
@@ -200,7 +201,7 @@ def triton_paged_decode(
     page_lse: bool,
     first_token: Tensor | None = None,
     splits: int | None = None,
-    launch: Launch = DEFAULT,
+    launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Launch the kernel and the merge; arguments and results as `attention.paged_decode_partials`.
 
@@ -213,13 +214,14 @@ def triton_paged_decode(
         page_lse: Also return each page's own log-sum-exp.
         first_token: ``(rows, max_pages)`` int32 or None.
         splits: Programs that share a (row, KV head); None picks a number that fills the device.
-        launch: How the work is laid out.
+        launch: How the work is laid out; None: by the codecs of the pool.
 
     Raises:
         ValueError: A pool tensor is not contiguous.
     """
     rows, query_heads, _ = q.shape
     max_pages = page_table.shape[1]
+    launch = launch or (SEVERAL_CODECS if len(pool.payloads) > 1 else ONE_CODEC)
     constants = _constants(pool, q, launch.tile_tokens) | {"MASS": page_lse, "WINDOWED": first_token is not None}
     splits = splits or _pick_splits(q, rows * pool.shape[0], max_pages // constants["PAGES"], launch)
     out = torch.empty(splits, rows, query_heads, pool.v_dim, dtype=torch.float32, device=q.device)

@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +20,14 @@ from typing import Any
 
 import torch
 import triton
-from aot_builds import BUILDS
+from aot_builds import EVERYWHERE, VARIANTS
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-ARCHS = (80, 90, 100)
-OPTIONS = ("num_warps", "num_stages")
+ARCHS, TUNED = (80, 90, 100), 90
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8",
     torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
@@ -66,51 +65,61 @@ def _type_of(argument: Any) -> str:
     return "fp32" if isinstance(argument, float) else "i32"
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers and bytes of stack and shared memory; counts of some instructions of the whole kernel."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.check_output([knobs.nvidia.cuobjdump.path, "-res-usage", file.name], text=True)
-        sass = subprocess.check_output([knobs.nvidia.nvdisasm.path, file.name], text=True)
+def resources(cubin: bytes, sass: str) -> dict[str, int]:
+    """Registers and bytes of stack; how often some instructions stand in the whole kernel."""
+    usage = _told(knobs.nvidia.cuobjdump.path, "-res-usage", cubin=cubin)
     found = {name.lower(): int(n) for name, n in re.findall(r"(REG|STACK):(\d+)", usage)}
     patterns = {
         "local": r"\b(?:STL|LDL)\b",
         "tensor_core": r"\b(?:HMMA|WGMMA|HGMMA|UTCHMMA)\b",
         "wide_loads": r"\b(?:LDG|LDGSTS)\.\S*128",
-        "instructions": r"/\*[0-9a-f]{4,}\*/\s+\S",
+        "instructions": r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?[A-Z]",
     }
     return found | {name: len(re.findall(pattern, sass)) for name, pattern in patterns.items()}
+
+
+def disassembled(cubin: bytes) -> str:
+    return _told(knobs.nvidia.nvdisasm.path, cubin=cubin)
+
+
+def _told(tool: str, *options: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def builds(only: str, archs: tuple[int, ...]) -> Iterator[tuple[str, int, JITFunction, Any, Any]]:
+    """Build name, architecture, kernel, source and options; a kernel that a call launches twice alike comes once."""
+    for name, call in (EVERYWHERE | VARIANTS).items():
+        if only not in name:
+            continue
+        with launches() as seen:
+            call()
+        for kernel, bound in {kernel.fn.__name__: (kernel, bound) for kernel, bound in seen}.values():
+            options = {name: bound[name] for name in OPTIONS if name in bound}
+            for arch in archs if name in EVERYWHERE else set(archs) & {TUNED}:
+                yield name, arch, kernel, source(kernel, bound), options
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="*", default=ARCHS)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="builds whose name contains this")
     parser.add_argument("--write", type=Path, help="the table that the tests compare with")
-    parser.add_argument("--sass", type=Path, help="write the machine code of each build into this folder")
+    parser.add_argument("--sass", type=Path, help="keep the machine code of each build in this folder")
     arguments = parser.parse_args()
     rows = []
-    for name, call in BUILDS.items():
-        if arguments.only not in name:
-            continue
-        with launches() as seen:
-            call()
-        for kernel, bound in seen:
-            options = {name: bound[name] for name in OPTIONS if name in bound}
-            for arch in arguments.arch:
-                built = triton.compile(source(kernel, bound), target=GPUTarget("cuda", arch, 32), options=options)
-                row = {"build": name, "kernel": kernel.fn.__name__, "arch": arch, "shared": built.metadata.shared}
-                rows.append(row | resources(built.asm["cubin"]))
-                print(json.dumps(rows[-1]))
-                sys.stdout.flush()
-                if arguments.sass is not None:
-                    stem = re.sub(r"\W+", "-", f"{name} {kernel.fn.__name__} {arch}")
-                    (arguments.sass / f"{stem}.ttgir").write_text(built.asm["ttgir"])
-                    cubin = arguments.sass / f"{stem}.cubin"
-                    cubin.write_bytes(built.asm["cubin"])
-                    sass = subprocess.check_output([knobs.nvidia.nvdisasm.path, cubin], text=True)
-                    (arguments.sass / f"{stem}.sass").write_text(sass)
+    for name, arch, kernel, code, options in builds(arguments.only, tuple(arguments.arch)):
+        built = triton.compile(code, target=GPUTarget("cuda", arch, 32), options=options)
+        row = {"build": name, "kernel": kernel.fn.__name__, "arch": arch, "shared": built.metadata.shared}
+        sass = disassembled(built.asm["cubin"])
+        rows.append(row | resources(built.asm["cubin"], sass))
+        print(json.dumps(rows[-1]), flush=True)
+        if arguments.sass is not None:
+            stem = re.sub(r"\W+", "-", f"{name} {kernel.fn.__name__} {arch}")
+            (arguments.sass / f"{stem}.ttgir").write_text(built.asm["ttgir"])
+            (arguments.sass / f"{stem}.sass").write_text(sass)
     if arguments.write is not None:
         lines = ",\n ".join(json.dumps(row) for row in rows)
         arguments.write.write_text(f"[{lines}]\n")
