@@ -114,10 +114,12 @@ def paged_decode_partials(
     _check_decode(q, pool, page_table, tokens_in_page, first_token)
     # V that is part of K (latent attention) is read by torch: its heads are too wide for the kernel's tiles.
     if use_triton(q) and pool.v_from_k == 0:
-        from pikv_kernels.triton_attention import triton_paged_decode as decode_pages  # triton may be missing
-    else:
-        decode_pages = torch_paged_decode
-    return decode_pages(q, pool, page_table, tokens_in_page, scale, page_lse=page_lse, first_token=first_token)
+        from pikv_kernels.triton_attention import triton_paged_decode  # triton may be missing elsewhere
+
+        return triton_paged_decode(
+            q, pool, page_table, tokens_in_page, scale, page_lse=page_lse, first_token=first_token
+        )
+    return torch_paged_decode(q, pool, page_table, tokens_in_page, scale, page_lse=page_lse, first_token=first_token)
 
 
 def page_mass(page_lse: Tensor, lse: Tensor) -> Tensor:

@@ -125,11 +125,15 @@ def biased_gate(logits: Tensor, bias: Tensor, experts: int, *, renormalise: bool
 
 def _best(value: Tensor, candidate: Tensor, quota: Tensor) -> Tensor:
     order = torch.sort(value, dim=1, descending=True, stable=True).indices
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return (rank < quota.unsqueeze(1)) & candidate
 
 
 def _check(score: Tensor, candidate: Tensor, bias: Tensor | None) -> None:
     shapes = [tuple(x.shape) for x in (score, candidate, bias) if x is not None]
     if score.ndim != 2 or len(set(shapes)) != 1 or candidate.dtype != torch.bool:
-        raise ValueError(f"scores, bool mask and bias must have one shape (rows, pages), got {shapes}, {candidate.dtype}")
+        raise ValueError(
+            f"scores, bool mask and bias must have one shape (rows, pages), got {shapes}, {candidate.dtype}"
+        )

@@ -1,7 +1,5 @@
 """Triton kernels of `pages`: new tokens into open pages, and pages into a lower codec."""
 
-# ruff: noqa: SIM300 - DOT is no constant
-
 from __future__ import annotations
 
 import triton

@@ -1,7 +1,5 @@
 """Triton kernels of `scores`."""
 
-# ruff: noqa: SIM300 - the constants of a kernel are its arguments
-
 from __future__ import annotations
 
 import torch

@@ -1,7 +1,5 @@
 """Triton kernels of `selection`: no sorting; the value of the last chosen entry is found bit by bit."""
 
-# ruff: noqa: SIM300 - the constants of a kernel are its arguments
-
 from __future__ import annotations
 
 import numpy as np
@@ -31,8 +29,8 @@ def choose_kernel(
     score, candidate, bias, counts, mask, pages, share, share_rest, TILE: tl.constexpr, LARGEST: tl.constexpr,
     BIASED: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
-    """One program: one row. Finds the largest int32 that at least `quota` entries reach, one bit a pass, then takes what
-    is above it and of what equals it the first."""
+    """One program: one row. Finds the largest int32 that at least `quota` entries reach, one bit a pass, then
+    takes what is above it and of what equals it the first."""
     row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
     start = row * pages
     there, total, mean, scale = 0, 0.0, 0.0, 0.0

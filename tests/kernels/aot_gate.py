@@ -3,7 +3,8 @@
 Run without TRITON_INTERPRET: one process cannot both interpret and compile. The launchers run on CPU tensors, and what
 they would launch is compiled instead: the builds are those of real calls, argument types and all.
 
-    python tests/kernels/aot_gate.py [--arch 80 90 100] [--only SUBSTRING] [--write resources.json]
+    python tests/kernels/aot_gate.py --write tests/kernels/resources.json    # after a change that is meant
+    python tests/kernels/aot_gate.py --arch 90 --only "decode int4" --sass FOLDER
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ def _told(tool: str, *options: str, cubin: bytes) -> str:
         return subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def builds(only: str, archs: tuple[int, ...]) -> Iterator[tuple[str, int, JITFunction, Any, Any]]:
+def builds(only: str, archs: tuple[int, ...], variants: bool) -> Iterator[tuple[str, int, JITFunction, Any, Any]]:
     """Build name, architecture, kernel, source and options; a kernel that a call launches twice alike comes once."""
-    for name, call in (EVERYWHERE | VARIANTS).items():
+    for name, call in (EVERYWHERE | (VARIANTS if variants else {})).items():
         if only not in name:
             continue
         with launches() as seen:
@@ -106,11 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="*", default=ARCHS)
     parser.add_argument("--only", default="", help="builds whose name contains this")
+    parser.add_argument("--everywhere", action="store_true", help="every kernel once, no other builds of it")
     parser.add_argument("--write", type=Path, help="the table that the tests compare with")
     parser.add_argument("--sass", type=Path, help="keep the machine code of each build in this folder")
     arguments = parser.parse_args()
     rows = []
-    for name, arch, kernel, code, options in builds(arguments.only, tuple(arguments.arch)):
+    for name, arch, kernel, code, options in builds(arguments.only, tuple(arguments.arch), not arguments.everywhere):
         built = triton.compile(code, target=GPUTarget("cuda", arch, 32), options=options)
         row = {"build": name, "kernel": kernel.fn.__name__, "arch": arch, "shared": built.metadata.shared}
         sass = disassembled(built.asm["cubin"])
@@ -121,8 +123,9 @@ def main() -> None:
             (arguments.sass / f"{stem}.ttgir").write_text(built.asm["ttgir"])
             (arguments.sass / f"{stem}.sass").write_text(sass)
     if arguments.write is not None:
-        lines = ",\n ".join(json.dumps(row) for row in rows)
-        arguments.write.write_text(f"[{lines}]\n")
+        lines = ",\n  ".join(json.dumps(row) for row in rows)
+        version = json.dumps(triton.__version__)
+        arguments.write.write_text(f'{{"triton": {version}, "builds": [\n  {lines}\n]}}\n')
 
 
 if __name__ == "__main__":

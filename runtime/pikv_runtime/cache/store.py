@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 import pikv_kernels
-from pikv_kernels import PagePayload, PagePool, codec_error, decode, page_bytes, reencode
+from pikv_kernels import PagePayload, PagePool, codec_error, decode, page_bytes, recode_pages, store_tokens
 from pikv_runtime.cache.host import HostPages
 from pikv_runtime.cache.rows import PayloadRows
 from pikv_runtime.ledger.state import CODECS
@@ -128,11 +128,8 @@ class PagedStore:
             if (codecs > NATIVE).any():
                 raise ValueError(f"layer {layer}: tokens written into a sealed page")
             self._place(np.unique(ids[codecs == ABSENT]), NATIVE)
-        payload = self._rows[NATIVE].payload
-        where = self._index(self._row[ids]), slice(None), self._index(offsets)
-        payload.k[where] = k.to(self.dtype)
-        if not self._v_from_k:
-            payload.v[where] = v.to(self.dtype)
+        rows, slots = self._index(self._row[ids]), self._index(offsets)
+        store_tokens(self._rows[NATIVE].payload, rows, slots, k, v[..., :0] if self._v_from_k else v)
 
     def encode(self, layers: ArrayLike, blocks: ArrayLike, codec: int) -> None:
         """Move pages down the ladder, to `CODECS[codec]`; all must be here."""
@@ -141,10 +138,11 @@ class PagedStore:
             some = ids[self._codec[ids] == before]
             if before == codec:
                 continue
-            pages = self._rows[before].payload.select(self._index(self._row[some]))
-            lower = reencode(pages, CODECS[codec])
+            rows = self._rows[codec].allocate(len(some))
+            higher, lower = self._rows[before].payload, self._rows[codec].payload
+            recode_pages(higher, self._index(self._row[some]), lower, self._index(rows))
             self._remove(some)
-            self._place(some, codec, lower)
+            self._codec[some], self._row[some] = codec, rows
 
     def free(self, layers: ArrayLike, blocks: ArrayLike) -> None:
         """Forget pages; all must be here."""
