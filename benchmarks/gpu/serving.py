@@ -50,7 +50,7 @@ def check_two_processes(report: Report, context: Context) -> None:
 
 
 def time_policies(report: Report, context: Context) -> None:
-    """A decision over 32 groups by both runners, on the CPU, where they run beside a GPU too."""
+    """A decision over 32 groups by every runner: on the CPU, where two of them run beside a GPU too, and on the GPU."""
     from pikv_runtime.contract import Control
     from pikv_runtime.policy import NativeRunner, NumpyRunner, PolicyNetwork, random_telemetry
     from pikv_runtime.policy.toolchain import NativeBuildError
@@ -65,8 +65,16 @@ def time_policies(report: Report, context: Context) -> None:
         print(f"native runner skipped: {error}")
         return
     report.add("policy decision, native", host_us(lambda: native.decide(told, out)), "us", numpy_us)
-    gap = float(np.abs(native.decide(told).groups - reference.decide(told).groups).max())
-    report.add("policy decision, native against numpy: largest gap", gap, "", target="<= 1e-5", ok=gap <= 1e-5)
+    runners: dict[str, Any] = {"native": native}
+    if context.device.type == "cuda":
+        from pikv_runtime.policy.triton_runner import TritonRunner
+
+        runners["triton"] = TritonRunner(network)
+        triton_us = host_us(lambda: runners["triton"].decide(told, out))
+        report.add("policy decision, triton in a CUDA graph, with copies", triton_us, "us", numpy_us)
+    for name, runner in runners.items():
+        gap = float(np.abs(runner.decide(told).groups - reference.decide(told).groups).max())
+        report.add(f"policy decision, {name} against numpy: largest gap", gap, "", target="<= 1e-5", ok=gap <= 1e-5)
 
 
 def _serve_rank(rank: int, world: int, device: str) -> dict[str, np.ndarray]:
