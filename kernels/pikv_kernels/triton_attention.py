@@ -41,8 +41,8 @@ class Launch:
     """How many programs a multiprocessor should get, by which the number of splits is chosen."""
 
 
-ONE_CODEC, SEVERAL_CODECS = Launch(), Launch(tile_tokens=32)
-"""Tiles of several codecs are added up in registers: 64 tokens of them would spill."""
+ONE_CODEC, SEVERAL_CODECS, SEVERAL_IN_FP32 = Launch(), Launch(tile_tokens=32), Launch(tile_tokens=16, num_warps=8)
+"""Tiles of several codecs are added up in registers: more tokens of them would spill."""
 
 
 @triton.jit
@@ -221,7 +221,7 @@ def triton_paged_decode(
     """
     rows, query_heads, _ = q.shape
     max_pages = page_table.shape[1]
-    launch = launch or (SEVERAL_CODECS if len(pool.payloads) > 1 else ONE_CODEC)
+    launch = launch or _layout(pool, q)
     constants = _constants(pool, q, launch.tile_tokens) | {"MASS": page_lse, "WINDOWED": first_token is not None}
     splits = splits or _pick_splits(q, rows * pool.shape[0], max_pages // constants["PAGES"], launch)
     out = torch.empty(splits, rows, query_heads, pool.v_dim, dtype=torch.float32, device=q.device)
@@ -249,6 +249,12 @@ def triton_paged_decode(
         )
     merged, merged_lse = triton_merge_partials(out, lse) if splits > 1 else (out[0], lse[0])
     return merged, merged_lse, by_page if page_lse else None
+
+
+def _layout(pool: PagePool, q: Tensor) -> Launch:
+    if len(pool.payloads) == 1:
+        return ONE_CODEC
+    return SEVERAL_IN_FP32 if q.dtype == torch.float32 else SEVERAL_CODECS
 
 
 def _constants(pool: PagePool, q: Tensor, tile_tokens: int) -> dict[str, Any]:
