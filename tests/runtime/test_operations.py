@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,6 +28,7 @@ EXACT = RuntimeConfig(slots=4, max_batch_tokens=48, blocks=128, interval_s=0.05)
 LOSSY = RuntimeConfig(
     slots=4, blocks=128, codec="bf16", read="sparse", router="centroid", interval_s=0.05, observe_tokens=4
 )
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
 LEFT = RequestList("journal", 0.0, ())  # nothing but what the journal knows
 
 
@@ -64,7 +66,7 @@ def restarted(path: Path, asked=LEFT, config=EXACT, policy=None, ranks=1) -> tup
         engine.journal.close()
 
 
-@pytest.mark.parametrize(("life", "ranks"), [(1, 1), (25, 1), (25, 2)])
+@pytest.mark.parametrize(("life", "ranks"), [SLOW(1, 1), (25, 1), SLOW(25, 2)])
 def test_a_restarted_engine_finishes_with_the_same_tokens(tmp_path: Path, life: int, ranks: int) -> None:
     path = tmp_path / "journal"
     before = crashed(path, life, ranks=ranks)
@@ -128,6 +130,7 @@ def test_what_a_client_has_seen_stays_under_a_lossy_policy(tmp_path: Path) -> No
     check_integrity(engine.ledger)
 
 
+@pytest.mark.slow
 def test_a_recovered_request_that_does_not_fit_any_more_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     crashed(path, 9)
@@ -182,7 +185,7 @@ def cancelling(numbers, at, config=EXACT, ranks=1, **options):
     return engine, served, states
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [1, SLOW(2)])
 def test_cancelled_requests_free_their_pages_and_change_nobody_else(ranks: int) -> None:
     engine, served, states = cancelling((0, 1, 4), at=3, ranks=ranks, config=EXACT)
     assert Status.RUNNING in states.values() and Status.FUTURE in states.values()
@@ -327,7 +330,7 @@ def spoken(journal: Path) -> int:
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("drain_s", "signals", "code"),
-    [(60, [signal.SIGTERM], 0), (0, [signal.SIGTERM], UNFINISHED), (60, [signal.SIGTERM] * 2, -signal.SIGTERM)],
+    [SLOW(60, [signal.SIGTERM], 0), (0, [signal.SIGTERM], UNFINISHED), SLOW(60, [signal.SIGTERM] * 2, -signal.SIGTERM)],
     ids=["drained", "stopped", "twice"],
 )
 def test_sigterm_loses_nothing(prompts, tmp_path, expected, drain_s, signals, code) -> None:
