@@ -125,15 +125,16 @@ def best_rival(row: HeadroomRow) -> str | None:
 def levers(rows: Sequence[HeadroomRow]) -> Figure:
     """What foresight gains on the best fixed setting by lever, for each counted cell that knows, most at the top."""
     known = sorted((row for row in rows if row.get("levers") and counted(row)), key=lambda row: row["headroom"])
+    shown = {name: style for name, style in LEVER_STYLES.items() if any(name in row["levers"] for row in known)}
     figure = Figure((8, 1.2 + 0.42 * len(known)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(known):
         axes.barh(place, row["headroom"], 0.74, color="#e4e8ec")
-        for k, (name, (_, colour)) in enumerate(LEVER_STYLES.items()):
+        for k, (name, (_, colour)) in enumerate(shown.items()):
             gain = row["levers"].get(name, {}).get("gain")
             if gain is not None:
                 axes.barh(place + 0.27 - 0.18 * k, gain, 0.15, color=colour)
-    for label, colour in (("everything that was played", "#e4e8ec"), *LEVER_STYLES.values()):
+    for label, colour in (("everything that was played", "#e4e8ec"), *shown.values()):
         axes.barh(0, 0, color=colour, label=label)
     axes.set_yticks(range(len(known)), [f"{row['family']}, pressure {row['pressure']:g}" for row in known], color=INK)
     axes.set_ylim(-0.6, len(known) - 0.4)
