@@ -78,7 +78,7 @@ def serve(rank: int, world: int, source: str) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("mood", ["hangs", "dies"])
+@pytest.mark.parametrize("mood", ["hangs", pytest.param("dies", marks=pytest.mark.slow)])
 def test_a_policy_that_stops_answering_on_rank_zero_stalls_nobody(tmp_path, mood):
     source = tmp_path / "moody.py"
     source.write_text(f"MOOD = {mood!r}\n{SOURCE}")

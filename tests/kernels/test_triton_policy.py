@@ -38,7 +38,12 @@ def worst_difference(network, num_groups, samples, device=""):
 @interpreted
 @pytest.mark.parametrize(
     ("hidden", "activation", "num_groups"),
-    [((64, 64), "tanh", 32), ((33, 70, 5), "relu", 65), ((), "tanh", 1), ((8,), "relu", 200)],
+    [
+        ((33, 64), "tanh", 65),
+        ((), "tanh", 1),
+        pytest.param((64, 64), "tanh", 32, marks=pytest.mark.slow),
+        pytest.param((33, 70, 5), "relu", 200, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_kernel_decides_as_the_reference(hidden, activation, num_groups):

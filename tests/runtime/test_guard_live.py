@@ -122,6 +122,7 @@ def test_telemetry_out_of_range_is_not_shown_to_the_policy():
     assert guard.counters["telemetry"] == 2 and policy.decision == len(asked) - 2 - 1
 
 
+@pytest.mark.slow
 def test_a_policy_that_never_recovers_is_the_fallback():
     bad, _ = serve(guarded(Scripted(misbehave=boom, at=range(10**6))))
     heuristic, _ = serve(make_policy(FALLBACK), config=LOSSY)

@@ -70,6 +70,7 @@ def tuning(compiler: str) -> tuple[str, ...]:
     return (flag,)
 
 
+@cache
 def _macros(compiler: str, flags: tuple[str, ...]) -> str:
     """What the compiler predefines: its version, and the instruction set."""
     return _run([compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])
