@@ -115,7 +115,7 @@ def test_the_canary_decides_on_its_server_alone(pool):
     fleet = Fleet(pool, 2, pressure=2.0)
     rows = list(fleet.play("capped_exact/lru", "static:ratio=4,evict=0.4,fan_out=0.1/lru"))
     assert [row["canary"] for row in rows] == [False, True]
-    assert rows[0]["loss"] == 0 < rows[1]["loss"], "the incumbent is exact, the canary is not"
+    assert rows[1]["loss"] > 5 * rows[0]["loss"], "the incumbent is exact but for bf16, the canary is not"
     assert sum(row["requests"] for row in rows) == len(pool.prepared[0].workload.requests)
     sides = {row["metric"]: row["range"] for row in compare(rows)}
     assert sides["loss"] == "above"

@@ -122,7 +122,8 @@ class DecisionLog:
 class Logged:
     """A policy whose decisions are kept in a log. Writing is not part of the cost that a line states.
 
-    What is logged is what comes into force: clipped to the control's ranges.
+    What is logged is what comes into force: clipped to the control's ranges. What is passed on is not: whoever enforces
+    it clips, and counts.
     """
 
     def __init__(self, policy: Policy, log: DecisionLog) -> None:
@@ -138,11 +139,12 @@ class Logged:
         started = time.perf_counter_ns()
         out = self.inner.decide(telemetry, out)
         cost_us = (time.perf_counter_ns() - started) / 1000
-        clip_control(out)
         if is_sampled(self.index, self.log.header.share):
+            legal = out.copy()
+            clip_control(legal)
             source = "fallback" if getattr(self.inner, "engaged", False) else "policy"
             trouble = getattr(self.inner, "trouble", None)
-            self.log.write(Decision(self.index, source, trouble, cost_us, telemetry, out))
+            self.log.write(Decision(self.index, source, trouble, cost_us, telemetry, legal))
         self.index += 1
         return out
 

@@ -50,13 +50,14 @@ class Shadow:
             self._asked = Control.zeros(len(telemetry.groups))
         begin = time.perf_counter()
         out = self.applied.decide(telemetry, out)
-        clip_control(out)
         between = time.perf_counter()
         self._beside.decide(telemetry, self._asked)
         end = time.perf_counter()
         self._costs["applied"] += between - begin
         self._costs["candidate"] += end - between
-        self.difference.add(out, self._asked)
+        legal = out.copy()
+        clip_control(legal)
+        self.difference.add(legal, self._asked)
         return out
 
     def report(self) -> dict[str, Any]:
