@@ -31,7 +31,7 @@ ARCHS, TUNED = (80, 90, 100), 90
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8",
-    torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
+    torch.float64: "*fp64", torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
 }  # fmt: skip
 Launch = tuple[JITFunction, dict[str, Any]]
 
