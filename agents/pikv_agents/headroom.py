@@ -153,9 +153,10 @@ def _row(
     grid = dict.fromkeys([*config.grid, *([static_global] if static_global else [])])
     played = suite.run_all({spec: spec for spec in dict.fromkeys([CAPPED, *grid, *config.heuristics])}, episodes)
     rivals = suite.run_all({name: found.policy for name, found in searched.items()}, episodes)
-    everything = {spec: _js(outcomes) for spec, outcomes in played.items()} | fixed.table
-    for one in foreseen.values():
+    everything: Table = {}
+    for one in (fixed, *foreseen.values()):
         everything |= one.table
+    everything |= {spec: _js(outcomes) for spec, outcomes in played.items()}  # these were all played to the end
     schedules = _schedules(suite, episodes, fixed.table, everything, config)
     heuristic = min(config.heuristics, key=lambda spec: float(np.mean(_js(played[spec]))))
     tuned = fixed.by_episode()
