@@ -30,7 +30,7 @@ class PolicySpaces:
         return observe(groups, globals_, view=self.control)
 
     def write(self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array) -> None:
-        """Write the controls (n, N, 3) and (n, 18) that `actions` (n, A) ask for under this telemetry.
+        """Write the controls (n, N, 3) and (n, 17) that `actions` (n, A) ask for under this telemetry.
 
         Raises:
             ValueError: the actions have another shape, or choose what is not on the grid.

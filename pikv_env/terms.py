@@ -180,8 +180,6 @@ def _coefficient(control: str, term: str) -> str:
 def _scaled(name: str, coef: bool) -> str:
     """One number of a continuous view that stands for one control."""
     c = _CONTROLS[name.rpartition(".")[2]]
-    if coef and c.name == "demote_on_pressure":
-        return f"{c.doc.split(' (')[0]} (at least 0 means yes)"
     scale = " on a log scale" if coef and c.name == "window" else ""
     return f"{c.low:g} to {c.high:g} {c.unit}{scale}: {c.doc}"
 

@@ -63,11 +63,10 @@ def _pages(batch: TraceBatch, i: int) -> dict[str, float]:
 
 def _controls(batch: TraceBatch, i: int) -> dict[str, float]:
     groups, globals_ = batch.state.control_groups[i], batch.state.control_globals[i]
-    may_demote = globals_[GlobalControl.DEMOTE_ON_PRESSURE] >= 0.5
     return {
         "controls/mean_ratio": float(groups[:, GroupControl.COMPRESSION_RATIO].mean()),
         "controls/evict_fraction": float(groups[:, GroupControl.EVICT_FRACTION].mean()),
         "controls/fan_out": float(globals_[GlobalControl.FAN_OUT]),
         "controls/cached_share": float(globals_[GlobalControl.CACHED_SHARE]),
-        "controls/r_pressure": float(globals_[GlobalControl.R_PRESSURE]) if may_demote else 1.0,
+        "controls/r_pressure": float(globals_[GlobalControl.R_PRESSURE]),
     }

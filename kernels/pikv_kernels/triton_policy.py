@@ -99,7 +99,7 @@ def policy_kernel(
     BASIS: tl.constexpr, CONTROLS: tl.constexpr, GLOBAL_CONTROLS: tl.constexpr, CONTROL_TILE: tl.constexpr,
     TERMS: tl.constexpr, GAIN: tl.constexpr, SATURATION: tl.constexpr, BIAS_AT: tl.constexpr, RATIO_AT: tl.constexpr,
     EVICT_AT: tl.constexpr, RATIO_MAX: tl.constexpr, EVICT_MAX: tl.constexpr, WINDOW_AT: tl.constexpr,
-    FLAG_AT: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr,
+    OUT: tl.constexpr, IN: tl.constexpr,
 ):  # fmt: skip
     """See `PolicyTensors` for the shapes. ``layout (LAYERS, 4)``: width in, width out, where weight and bias begin."""
     _observe(
@@ -149,7 +149,6 @@ def policy_kernel(
     factor = tl.where((k == WINDOW_AT) & inside, high, 1.0) / positive
     value = low + (high - low) * (a + 1) / 2
     value = tl.where(k == WINDOW_AT, positive * tl.exp(tl.log(factor) * (a + 1) / 2), value)
-    value = tl.where(k == FLAG_AT, tl.where(a != a, a, tl.where(a >= 0, 1.0, 0.0)), value)
     tl.store(out_globals + k, value.to(tl.float32), mask=inside)
 
 

@@ -122,7 +122,7 @@ def _starve_interactive(step: int, told: Telemetry, out: Control) -> None:
 @plain
 def _delay_admission(step: int, told: Telemetry, out: Control) -> None:
     exact(out)
-    ask(out, demote_on_pressure=1, r_pressure=1, window=16)
+    ask(out, r_pressure=1.001, window=16)
 
 
 @hack(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-CONTRACT_VERSION = "0.2"
+CONTRACT_VERSION = "1.0"
 RATIO_MAX = 4.0  # asked mean compression ratio; the ladder's own end (about 3.4 for int4) clips it further
 EVICT_MAX = 0.5  # largest share of a group's evictable live bytes freed in one interval
 CLASSES = 2  # service classes a workload may use; fidelity loss is told per class
@@ -43,11 +43,8 @@ GROUP_FEATURES = _columns(
     ("resident_share", "share of cap", 0, 1, "live resident bytes of the group"),
     ("native_share", "share of group bytes", 0, 1, "bytes not yet sealed"),
     ("top_share", "share of group bytes", 0, 1, "bytes at the top rung"),
-    ("int8_share", "share of group bytes", 0, 1, "bytes at int8"),
-    ("int4_share", "share of group bytes", 0, 1, "bytes at int4"),
     ("tokens_share", "share of live tokens", 0, 1, "tokens held by the group"),
-    ("mass_share", "share of mass", 0, 1, "attention-mass average of the group's read pages over all groups"),
-    ("mass_density", "log2 ratio", -12, 12, "mass share over token share"),
+    ("mass_density", "log2 ratio", -12, 12, "share of attention-mass average over share of tokens"),
     ("routing_share", "share of tokens", 0, 1, "moving share of tokens that the gate sends to this expert"),
     ("recency", "log1p intervals", 0, 16, "mean intervals since the group's pages were last read"),
     ("miss_rate", "share of wishes", 0, 1, "wished pages that were ghosts, this interval"),
@@ -64,23 +61,19 @@ class GroupFeature(IntEnum):
     RESIDENT_SHARE = 0
     NATIVE_SHARE = 1
     TOP_SHARE = 2
-    INT8_SHARE = 3
-    INT4_SHARE = 4
-    TOKENS_SHARE = 5
-    MASS_SHARE = 6
-    MASS_DENSITY = 7
-    ROUTING_SHARE = 8
-    RECENCY = 9
-    MISS_RATE = 10
-    GHOST_SHARE = 11
-    CODEC_ERROR = 12
-    MEAN_RATIO = 13
-    LAYER_POSITION = 14
+    TOKENS_SHARE = 3
+    MASS_DENSITY = 4
+    ROUTING_SHARE = 5
+    RECENCY = 6
+    MISS_RATE = 7
+    GHOST_SHARE = 8
+    CODEC_ERROR = 9
+    MEAN_RATIO = 10
+    LAYER_POSITION = 11
 
 
 GLOBAL_FEATURES = _columns(
     ("pressure", "share of cap", 0, 1.001, "resident bytes on the fullest rank"),
-    ("free_share", "share of cap", 0, 1, "bytes free"),
     ("cached_share", "share of cap", 0, 1, "bytes of cached blocks, evictable at the price of recomputation"),
     ("live_share", "share of cap", 0, 1, "evictable live bytes"),
     ("pinned_share", "share of cap", 0, 1, "always-on, open and unsealed bytes"),
@@ -106,6 +99,8 @@ GLOBAL_FEATURES = _columns(
     ("previous_cached_share", "share of cap", 0, 1, "cached share in force"),
     ("previous_cached_ratio", "log2 ratio", 0, 2, "cached ratio in force"),
     ("previous_r_pressure", "log2 ratio", 0, 2, "pressure ratio in force, 0 where pressure may not demote"),
+    ("conflict_rate", "share of wishes", 0, 1, "wishes for pages that were evicted within a minute before them"),
+    ("low_hit_share", "share of tokens", 0, 1, "tokens routed to groups that lack most of the pages wished of them"),
     ("vetoes", "share", 0, 1, "share of asked changes that were not legal, last interval"),
     ("interval", "log2 seconds", -12, 12, "interval length"),
     ("price_prefill", "log2 ratio", -24, 24, "one prefill token over one decode step"),
@@ -124,43 +119,44 @@ class GlobalFeature(IntEnum):
     """Column numbers of `Telemetry.globals`."""
 
     PRESSURE = 0
-    FREE_SHARE = 1
-    CACHED_SHARE = 2
-    LIVE_SHARE = 3
-    PINNED_SHARE = 4
-    RUNNING_SHARE = 5
-    PREFILLING_SHARE = 6
-    QUEUED_REQUESTS = 7
-    QUEUED_PROMPT = 8
-    QUEUED_HITS = 9
-    QUEUE_AGE = 10
-    ARRIVAL_LOAD = 11
-    ARRIVAL_TREND = 12
-    PREFIX_HIT_RATE = 13
-    REUSE_GAP = 14
-    WHOLE_BLOCK_SHARE = 15
-    LOSS_CLASS0 = 16
-    LOSS_CLASS1 = 17
-    PREEMPTIONS = 18
-    CLASS1_SHARE = 19
-    PREVIOUS_RATIO = 20
-    PREVIOUS_EVICT = 21
-    PREVIOUS_FAN_OUT = 22
-    PREVIOUS_WINDOW = 23
-    PREVIOUS_CACHED_SHARE = 24
-    PREVIOUS_CACHED_RATIO = 25
-    PREVIOUS_R_PRESSURE = 26
-    VETOES = 27
-    INTERVAL = 28
-    PRICE_PREFILL = 29
-    PRICE_ATTENTION = 30
-    PRICE_CODEC = 31
-    PRICE_LINK = 32
-    LAMBDA1 = 33
-    LAMBDA2 = 34
-    HOST_SHARE = 35
-    HOST_HIT_RATE = 36
-    PRICE_HOST = 37
+    CACHED_SHARE = 1
+    LIVE_SHARE = 2
+    PINNED_SHARE = 3
+    RUNNING_SHARE = 4
+    PREFILLING_SHARE = 5
+    QUEUED_REQUESTS = 6
+    QUEUED_PROMPT = 7
+    QUEUED_HITS = 8
+    QUEUE_AGE = 9
+    ARRIVAL_LOAD = 10
+    ARRIVAL_TREND = 11
+    PREFIX_HIT_RATE = 12
+    REUSE_GAP = 13
+    WHOLE_BLOCK_SHARE = 14
+    LOSS_CLASS0 = 15
+    LOSS_CLASS1 = 16
+    PREEMPTIONS = 17
+    CLASS1_SHARE = 18
+    PREVIOUS_RATIO = 19
+    PREVIOUS_EVICT = 20
+    PREVIOUS_FAN_OUT = 21
+    PREVIOUS_WINDOW = 22
+    PREVIOUS_CACHED_SHARE = 23
+    PREVIOUS_CACHED_RATIO = 24
+    PREVIOUS_R_PRESSURE = 25
+    CONFLICT_RATE = 26
+    LOW_HIT_SHARE = 27
+    VETOES = 28
+    INTERVAL = 29
+    PRICE_PREFILL = 30
+    PRICE_ATTENTION = 31
+    PRICE_CODEC = 32
+    PRICE_LINK = 33
+    LAMBDA1 = 34
+    LAMBDA2 = 35
+    HOST_SHARE = 36
+    HOST_HIT_RATE = 37
+    PRICE_HOST = 38
 
 
 GROUP_CONTROLS = _columns(
@@ -183,8 +179,7 @@ GLOBAL_CONTROLS = _columns(
     ("window", "pages", 1, 16, "recent pages always read, never evicted, always native"),
     ("cached_share", "share of cap", 0, 1, "most bytes that cached blocks may hold"),
     ("cached_ratio", "ratio", 1, RATIO_MAX, "asked mean ratio of cached blocks"),
-    ("demote_on_pressure", "flag", 0, 1, "over the cap, live pages may be demoted (at least 0.5 means yes)"),
-    ("r_pressure", "ratio", 1, RATIO_MAX, "how far pressure may demote"),
+    ("r_pressure", "ratio", 1, RATIO_MAX, "over the cap, live pages may be demoted so far; 1: not at all"),
     ("page_recency", "weight", -1, 1, "page utility: recently read"),
     ("page_frequency", "weight", -1, 1, "page utility: often in the read set"),
     ("page_mass", "weight", -1, 1, "page utility: attention-mass average"),
@@ -207,20 +202,19 @@ class GlobalControl(IntEnum):
     WINDOW = 1
     CACHED_SHARE = 2
     CACHED_RATIO = 3
-    DEMOTE_ON_PRESSURE = 4
-    R_PRESSURE = 5
-    PAGE_RECENCY = 6
-    PAGE_FREQUENCY = 7
-    PAGE_MASS = 8
-    PAGE_MASS_SUM = 9
-    PAGE_POSITION = 10
-    PAGE_CLASS = 11
-    BLOCK_RECENCY = 12
-    BLOCK_FREQUENCY = 13
-    BLOCK_DEPTH = 14
-    BLOCK_CHILDREN = 15
-    BLOCK_LENGTH = 16
-    BLOCK_CLASS = 17
+    R_PRESSURE = 4
+    PAGE_RECENCY = 5
+    PAGE_FREQUENCY = 6
+    PAGE_MASS = 7
+    PAGE_MASS_SUM = 8
+    PAGE_POSITION = 9
+    PAGE_CLASS = 10
+    BLOCK_RECENCY = 11
+    BLOCK_FREQUENCY = 12
+    BLOCK_DEPTH = 13
+    BLOCK_CHILDREN = 14
+    BLOCK_LENGTH = 15
+    BLOCK_CLASS = 16
 
 
 PAGE_WEIGHTS = slice(GlobalControl.PAGE_RECENCY, GlobalControl.BLOCK_RECENCY)
@@ -255,7 +249,7 @@ class Telemetry:
 
 @dataclass
 class Control:
-    """What a policy asks for: `groups` (N, 3) and `globals` (18,), float32, columns as declared above."""
+    """What a policy asks for: `groups` (N, 3) and `globals` (17,), float32, columns as declared above."""
 
     groups: Array
     globals: Array

@@ -74,7 +74,7 @@ class ServingLog:
 
     `seconds` (T,) of each iteration; `clock_s` (T,), `bytes_rank` (T, ranks), `tally` (T, len(Tally)) and `checks`
     (T, len(COMPARED)) after it; `plan` (T, slots) tokens. `decided_at` (D,) iterations made before a decision,
-    `decided_groups` (D, N, 3), `decided_globals` (D, 18), and the telemetry that it answered, `told_*`. `seen_at`,
+    `decided_groups` (D, N, 3), `decided_globals` (D, 17), and the telemetry that it answered, `told_*`. `seen_at`,
     `seen_slot`, `seen_request` (O,), `mass` and `score` (O, L, P). `filled_at`, `filled_slot`, `filled_request`,
     `filled_page` (F,), `tags` (F, L), `errors` (F, L, codecs). `req_*` (R, ...), `class_*`, `prices`, `lambdas` as in
     the ledger; `final_tally` after the episode was closed.

@@ -92,7 +92,7 @@ def test_env_prints_and_writes_the_terms(tmp_path, capsys):
     out = tmp_path / "env.json"
     assert cli.main(["env", "discrete", "--slo", "0.9", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "observation (68)" in printed and "spent_slo" in printed and "in order: lru, h2o" in printed
+    assert "observation (63)" in printed and "spent_slo" in printed and "in order: lru, h2o" in printed
     found = json.loads(out.read_text())
     assert found["num_groups"] == 32 and len(found["global_controls"]) == 18
     assert cli.main(["env", "boxx"]) == 2

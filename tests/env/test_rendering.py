@@ -143,7 +143,7 @@ def test_each_lane_of_a_vector_has_its_picture() -> None:
     view.seed(3)
     view.reset()
     for _ in range(3):
-        view.step(np.zeros((2, 31), np.float32))
+        view.step(np.zeros((2, 30), np.float32))
     assert view.render().shape == (2 * 720, 1280, 3) and view.metadata["render_fps"] == 10
     frames = vector.render()
     np.testing.assert_array_equal(frames[0], single.render())

@@ -202,7 +202,7 @@ def test_the_discrete_view_refuses_what_is_no_choice(value: float) -> None:
     told = Telemetry.zeros(4)
     actions = np.full((1, spaces.view.num_actions), value)
     with pytest.raises(ValueError, match="off the grid"):
-        spaces.write(actions, told.groups[None], told.globals[None], np.zeros((1, 4, 3)), np.zeros((1, 18)))
+        spaces.write(actions, told.groups[None], told.globals[None], np.zeros((1, 4, 3)), np.zeros((1, 17)))
 
 
 @pytest.mark.parametrize("view", ["coef", "box"])

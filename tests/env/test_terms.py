@@ -60,8 +60,7 @@ def test_the_ends_of_an_action_are_the_ends_that_its_term_names(control: str) ->
         )  # fmt: skip
         for term, column, value in zip(found.action[first:], GLOBAL_CONTROLS, batch.control_globals[0], strict=True):
             assert value == pytest.approx(getattr(column, end))
-            if column.name != "demote_on_pressure" or control == "box":
-                assert term.meaning.startswith(f"{column.low:g} to {column.high:g} {column.unit}")
+            assert term.meaning.startswith(f"{column.low:g} to {column.high:g} {column.unit}")
 
 
 def test_reward_terms_make_up_the_reward() -> None:
@@ -91,7 +90,7 @@ def test_text_and_json() -> None:
     text = str(found)
     assert "group2_layer_position" in text and "group2.evict_fraction" in text and CONTRACT_HASH in text
     read = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert read["num_groups"] == 3 and len(read["observation"]) == 38 + 5 * 15 and len(read["action"]) == 27
+    assert read["num_groups"] == 3 and len(read["observation"]) == 39 + 5 * 12 and len(read["action"]) == 26
     assert read["costs"][0]["high"] is None
     with pytest.raises(ValueError, match="did you mean 'box'"):
         describe(make_config(control="boxx"), 3)

@@ -122,7 +122,7 @@ def test_sb3_attributes_and_methods() -> None:
     with pytest.raises(AttributeError, match="common to all lanes"):
         view.set_attr("pool", None)
     (state,) = view.env_method("get_state", indices=0)
-    actions = np.zeros((3, 31), np.float32)
+    actions = np.zeros((3, 30), np.float32)
     seen, *_ = view.step(actions)
     view.env_method("set_state", state, indices=0)
     again, *_ = view.step(actions)

@@ -30,7 +30,7 @@ def told(rng, n, num_groups):
 
 def decode(view, actions, groups, globals_):
     n, num_groups = groups.shape[:2]
-    out = np.full((n, num_groups, 3), np.nan, np.float32), np.full((n, 18), np.nan, np.float32)
+    out = np.full((n, num_groups, 3), np.nan, np.float32), np.full((n, 17), np.nan, np.float32)
     view.decode(actions, groups, globals_, *out)
     return out
 
@@ -58,7 +58,7 @@ def test_observation_is_always_finite_and_leaves_telemetry_alone():
     groups, globals_ = told(rng, 3, 4)
     groups[0, 1], globals_[1, :5], groups[2, :, 3] = np.nan, np.inf, -np.inf
     before = groups.copy(), globals_.copy()
-    out = np.empty((3, 68), np.float32)
+    out = np.empty((3, 63), np.float32)
     assert observe(groups, globals_, out) is out
     assert np.isfinite(out).all()
     np.testing.assert_array_equal(before[0], groups)
@@ -124,8 +124,8 @@ def test_coef_follows_its_formula():
     ]
     np.testing.assert_allclose(out_groups[0, 0], expected, atol=1e-6)
     assert out_globals[0, GlobalControl.WINDOW] == pytest.approx(16 ** ((a[14] + 1) / 2), rel=1e-6)
-    assert out_globals[0, GlobalControl.DEMOTE_ON_PRESSURE] == float(a[17] >= 0)
-    np.testing.assert_allclose(out_globals[0, GlobalControl.PAGE_RECENCY :], a[19:], atol=1e-7)
+    assert out_globals[0, GlobalControl.R_PRESSURE] == pytest.approx(1 + 3 * (a[17] + 1) / 2, rel=1e-6)
+    np.testing.assert_allclose(out_globals[0, GlobalControl.PAGE_RECENCY :], a[18:], atol=1e-7)
 
 
 @pytest.mark.parametrize("ratio,evict", [(1.0, 0.0), (RATIO_MAX, EVICT_MAX), (2.2, 0.1)])
@@ -167,7 +167,7 @@ def test_discrete_is_the_identity_on_its_whole_grid():
 def test_discrete_grid_is_as_documented():
     control, view = Control.neutral(3), make_view("discrete")
     control.groups[:, GroupControl.COMPRESSION_RATIO] = 2.0
-    control.globals[[GlobalControl.DEMOTE_ON_PRESSURE, GlobalControl.R_PRESSURE]] = 1.0, 4.0
+    control.globals[GlobalControl.R_PRESSURE] = 4.0
     apply_ranker("h2o", control)
     index = view.encode(control.groups[None], control.globals[None])[0]
     assert [values[i] for i, (_, values) in zip(index, DISCRETE_GRID, strict=True)] == [
@@ -197,7 +197,7 @@ def test_faults_are_named():
 
 def test_nan_actions_stay_visible():
     groups, globals_ = told(np.random.default_rng(9), 1, 2)
-    out_groups, out_globals = decode(make_view("coef"), np.full((1, 31), np.nan), groups, globals_)
+    out_groups, out_globals = decode(make_view("coef"), np.full((1, 30), np.nan), groups, globals_)
     assert np.isnan(out_groups).any() and np.isnan(out_globals).all()
 
 

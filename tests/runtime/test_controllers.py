@@ -20,7 +20,7 @@ from pikv_runtime.rankers import RANKERS
 from pikv_runtime.registry import UnknownNameError
 
 RATIO, EVICT = GroupControl.COMPRESSION_RATIO, GroupControl.EVICT_FRACTION
-DEMOTE, R_PRESSURE = GlobalControl.DEMOTE_ON_PRESSURE, GlobalControl.R_PRESSURE
+R_PRESSURE = GlobalControl.R_PRESSURE
 
 
 def under(pressure, cached=0.0, previous_r=1.0, queued=0.0, groups=3):
@@ -89,7 +89,7 @@ def test_bad_parameters_name_value_and_range(spec, message):
 
 def test_bare_ranker_lets_pressure_demote_and_asks_nothing_else():
     control = make_policy("h2o").decide(under(1.0))
-    assert control.globals[DEMOTE] == 1 and control.globals[R_PRESSURE] == 4
+    assert control.globals[R_PRESSURE] == 4
     assert (control.groups[:, RATIO] == 1).all() and (control.groups[:, EVICT] == 0).all()
 
 
@@ -98,7 +98,7 @@ def test_capped_exact_is_never_lossy():
     for _ in range(50):
         control = make_policy("capped_exact").decide(random_telemetry(4, rng))
         np.testing.assert_array_equal(control.groups, Control.neutral(4).groups)
-        assert control.globals[DEMOTE] == 0 and control.globals[GlobalControl.FAN_OUT] == 1
+        assert control.globals[R_PRESSURE] == 1 and control.globals[GlobalControl.FAN_OUT] == 1
         assert control.globals[GlobalControl.CACHED_RATIO] == 1
 
 
@@ -108,7 +108,6 @@ def test_lazy_steps_up_with_pressure_and_holds_with_hysteresis():
     for pressure in (0.3, 0.8, 0.6, 0.5, 0.95, 0.75, 0.65, 0.5):
         control = lazy.decide(under(pressure, previous_r=in_force))
         in_force = float(control.globals[R_PRESSURE])
-        assert control.globals[DEMOTE] == (in_force > 1)
         asked.append(in_force)
     assert asked == [1, 2, 2, 1, 4, 4, 2, 1]
 
@@ -116,7 +115,7 @@ def test_lazy_steps_up_with_pressure_and_holds_with_hysteresis():
 def test_cached_blocks_do_not_count_as_pressure():
     for spec in ("lazy", "pressure_proportional"):
         control = make_policy(spec).decide(under(1.0, cached=0.7))
-        assert control.globals[DEMOTE] == 0 and (control.groups[:, RATIO] == 1).all()
+        assert control.globals[R_PRESSURE] == 1 and (control.groups[:, RATIO] == 1).all()
 
 
 def test_pressure_proportional_grows_linearly_and_saturates():
@@ -138,7 +137,9 @@ def test_random_is_reproducible_and_varies():
 
 def of_groups(mass, held, ratio=(1.0, 1.0, 1.0), pressure=0.95):
     telemetry = under(pressure, groups=len(mass))
-    telemetry.groups[:, GroupFeature.MASS_SHARE], telemetry.groups[:, GroupFeature.RESIDENT_SHARE] = mass, held
+    telemetry.groups[:, GroupFeature.TOKENS_SHARE] = 1 / len(mass)
+    telemetry.groups[:, GroupFeature.MASS_DENSITY] = np.log2(np.asarray(mass) * len(mass))
+    telemetry.groups[:, GroupFeature.RESIDENT_SHARE] = held
     telemetry.groups[:, GroupFeature.MEAN_RATIO] = np.log2(ratio)
     return telemetry
 

@@ -44,8 +44,6 @@ def test_the_heuristic_as_a_bundle_is_the_formula(by_hand):
         net = telemetry.globals[GlobalFeature.PRESSURE] - telemetry.globals[GlobalFeature.CACHED_SHARE]
         for runner in runners:
             control = runner.decide(telemetry)
-            if abs(net - 0.5) > 1e-6:
-                assert control.globals[GlobalControl.DEMOTE_ON_PRESSURE] == (net >= 0.5)
             assert control.globals[GlobalControl.R_PRESSURE] == pytest.approx(np.clip(6 * net - 2, 1, 4), abs=1e-5)
             assert control.globals[GlobalControl.PAGE_MASS_SUM] == pytest.approx(1, abs=1e-6)
             assert control.globals[GlobalControl.PAGE_RECENCY] == pytest.approx(0, abs=1e-6)

@@ -162,7 +162,7 @@ def test_who_cannot_be_brought_back_in_full_leaves_everything_where_it_was(ledge
     for key in CHAIN[4:7]:
         assert to_host(s, 0, find(s, 0, int(key)))
     # Room that only demotion could make, which finds nothing to demote: the admission is tried, and fails.
-    steer(s, demote_on_pressure=1.0, r_pressure=4.0)
+    steer(s, r_pressure=4.0)
     s.cap_bytes[0] = 9 * BLOCK_BYTES
     s.bytes_rank[0, 0] += 4700  # room for one of the three
     assert iterate(s) == 0

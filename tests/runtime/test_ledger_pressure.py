@@ -32,7 +32,7 @@ from pikv_runtime.ledger.pressure import make_room
 
 BANK, BANK_WIDE = bank(), bank(pages=40)
 TOP = lg.CODECS.index("bf16")
-DEMOTE = {"demote_on_pressure": 1.0, "r_pressure": 4.0}
+DEMOTE = {"r_pressure": 4.0}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_nothing_lossy_happens_unless_the_control_asks(small):
     for seed in range(8):
         s = load(small, workload(np.random.default_rng(seed), count=16))
         s.cap_bytes[0] = 9 * BLOCK_BYTES
-        steer(s, demote_on_pressure=0.0, r_pressure=4.0)
+        steer(s, r_pressure=1.0)
         while s.unfinished[0] > 0:
             iterate(s, signals=BANK)
             assert s.block_codec.max() <= TOP and not s.page_ghost.any()
@@ -92,7 +92,7 @@ def test_pressure_demotes_no_further_than_allowed_and_lowest_utility_first(wide,
     s = load(wide, [request(0, 130, 20, pages=40)])
     s.cap_bytes[0] = 39 * BLOCK_BYTES
     iterate_until(s, lambda: decodes(s, 0), signals=BANK_WIDE)
-    steer(s, demote_on_pressure=1.0, r_pressure=ratio, page_recency=0.0, page_position=1.0)
+    steer(s, r_pressure=ratio, page_recency=0.0, page_position=1.0)
     assert not make_room(s, 0, 0, 10**9), "so much room cannot be made"
     stored, dense = (part.sum() for part in bytes_by_group(s, 0))
     gain = PAGE_BYTES[1] - PAGE_BYTES[2]
@@ -216,4 +216,4 @@ def test_growing_pages_find_room_over_cached_blocks_on_their_own_rank(small):
     assert s.cached_count[0] == 4
     drain(s)
     assert s.tally[0, Tally.EVICTED_BLOCKS] > 0 and s.tally[0, Tally.PREEMPTIONS] == 0
-    assert s.control_globals[0, GlobalControl.DEMOTE_ON_PRESSURE] == 0
+    assert s.control_globals[0, GlobalControl.R_PRESSURE] == 1

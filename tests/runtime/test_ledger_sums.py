@@ -10,6 +10,7 @@ from pikv_runtime import ledger as lg
 from pikv_runtime.contract import GLOBAL_FEATURES, GROUP_FEATURES, GlobalFeature, GroupFeature
 from pikv_runtime.ledger.drive import run_interval
 from pikv_runtime.ledger.integrity import IntegrityError
+from pikv_runtime.ledger.state import NATIVE
 from pikv_runtime.ledger.sums import GroupSum
 from pikv_runtime.ledger.utility import decoding, window_start
 
@@ -67,12 +68,17 @@ def test_telemetry_of_groups_is_that_of_a_count_over_all_pages(seed):
         live, ghosts = rows[rows[:, 1] == 1], rows[rows[:, 2] == 1]
         seen += len(live), len(ghosts)
         mass = np.bincount(live[:, 0].astype(int), live[:, 4], GROUPS)
-        np.testing.assert_allclose(groups[:, GroupFeature.MASS_SHARE], mass / max(mass.sum(), 1e-9), atol=1e-5)
+        held = np.bincount(live[:, 0].astype(int), minlength=GROUPS)
+        density = mass / max(mass.sum(), 1e-9) / np.maximum(held / max(held.sum(), 1), 1e-9)
+        told_density = 2.0 ** groups[:, GroupFeature.MASS_DENSITY]
+        np.testing.assert_allclose(told_density[held > 0], np.maximum(density[held > 0], 2.0**-12), rtol=1e-3)
         for g in range(GROUPS):
             own, gone = live[live[:, 0] == g], int((ghosts[:, 0] == g).sum())
             size = s.codec_bytes[own[:, 3].astype(int)]
-            shares = [size[own[:, 3] == k].sum() / max(1, size.sum()) for k in range(4)]
-            np.testing.assert_allclose(groups[g, 1:5], shares, atol=1e-5)
+            shares = [size[own[:, 3] == k].sum() / max(1, size.sum()) for k in (NATIVE, s.top_codec)]
+            np.testing.assert_allclose(
+                groups[g, [GroupFeature.NATIVE_SHARE, GroupFeature.TOP_SHARE]], shares, atol=1e-5
+            )
             age = own[:, 5].sum() / max(1, len(own)) / s.interval_s[0]
             assert groups[g, GroupFeature.RECENCY] == pytest.approx(np.log1p(max(0.0, age)), abs=1e-3)
             error = min(2.0, own[:, 6].sum() / max(1, len(own)))

@@ -11,7 +11,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pikv_runtime.contract import Control, GlobalControl, Telemetry
+from pikv_runtime.contract import Control, Telemetry
 from pikv_runtime.control_views import observe
 from pikv_runtime.policy import (
     NativeRunner,
@@ -261,11 +261,9 @@ def reference_controls(network, groups, globals_):
 
 @needs_compiler
 @pytest.mark.parametrize("samples", [10_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-def test_native_equals_the_reference_on_random_telemetry_but_for_counted_ties(samples):
-    """A flag at 0.5 hangs on a sign: below the tolerance it may flip, which is counted and has not been seen."""
+def test_native_equals_the_reference_on_random_telemetry(samples):
     network, rng, batch = PolicyNetwork.random((64, 64), seed=3), np.random.default_rng(3), 10_000
-    native, out, flag = NativeRunner(network), Control.zeros(8), GlobalControl.DEMOTE_ON_PRESSURE
-    ties, worst = 0, 0.0
+    native, out, worst = NativeRunner(network), Control.zeros(8), 0.0
     for _ in range(samples // batch):
         groups = rng.uniform(*GROUP_BOUNDS, size=(batch, *Telemetry.zeros(8).groups.shape)).astype(np.float32)
         globals_ = rng.uniform(*GLOBAL_BOUNDS, size=(batch, len(GLOBAL_BOUNDS[0]))).astype(np.float32)
@@ -275,11 +273,8 @@ def test_native_equals_the_reference_on_random_telemetry_but_for_counted_ties(sa
             made[0].append(out.groups.copy())
             made[1].append(out.globals.copy())
         answers = [np.stack(part) for part in made]
-        flipped = answers[1][:, flag] != wanted[1][:, flag]
-        ties += int(flipped.sum())
-        answers[1][flipped, flag] = wanted[1][flipped, flag]
         worst = max(worst, *(float(np.abs(a - w).max()) for a, w in zip(answers, wanted, strict=True)))
-    assert worst <= 1e-5 and ties == 0, (worst, ties)
+    assert worst <= 1e-5
 
 
 @needs_compiler

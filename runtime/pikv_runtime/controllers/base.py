@@ -75,7 +75,6 @@ def check_column(name: str, value: float, column: str) -> None:
 
 def allow_demotion(out: Control, r_pressure: float) -> None:
     """Over the cap, pages may be demoted up to `r_pressure`; 1 forbids it."""
-    out.globals[GlobalControl.DEMOTE_ON_PRESSURE] = r_pressure > 1
     out.globals[GlobalControl.R_PRESSURE] = r_pressure
 
 

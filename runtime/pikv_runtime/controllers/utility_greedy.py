@@ -66,7 +66,9 @@ class UtilityGreedy(Controller):
     def _changes(self, telemetry: Telemetry) -> tuple[np.ndarray, np.ndarray]:
         """Loss and bytes (share of the cap) freed by each change of each group: (N, changes), rungs first."""
         groups = telemetry.groups.astype(np.float64)
-        held, mass = groups[:, GroupFeature.RESIDENT_SHARE, None], groups[:, GroupFeature.MASS_SHARE, None]
+        held = groups[:, GroupFeature.RESIDENT_SHARE, None]
+        # Share of the attention-mass average: the density is that over the share of tokens.
+        mass = groups[:, GroupFeature.TOKENS_SHARE, None] * 2.0 ** groups[:, GroupFeature.MASS_DENSITY, None]
         ratio = np.maximum(2.0 ** groups[:, GroupFeature.MEAN_RATIO, None], 1e-3)
         stored = np.minimum(1.0, ratio / np.array(_RATIOS))  # of the bytes now, what a rung leaves
         stored = np.concatenate([np.ones_like(ratio), np.minimum.accumulate(stored, 1)], 1)

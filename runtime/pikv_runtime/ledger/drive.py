@@ -138,7 +138,7 @@ def put_into_force(s: Ledger, i: int) -> None:
 
 @jit
 def stage(s: Ledger, i: int, groups: F4, globals_: F4) -> None:
-    """Decide a control, `groups` (N, 3) and `globals_` (18,), legal already: it comes into force after the lane's
+    """Decide a control, `groups` (N, 3) and `globals_` (17,), legal already: it comes into force after the lane's
     control latency (at once if that is 0) and takes the place of one that is still waiting. The decision is paid."""
     put_into_force(s, i)
     for g in range(s.staged_groups.shape[1]):

@@ -16,7 +16,7 @@ from pikv_runtime.ledger.victims import clear_room
 @jit
 def demotes(s: Ledger, i: int) -> bool:
     """Whether the control in force lets pressure demote live pages."""
-    return s.control_globals[i, GlobalControl.DEMOTE_ON_PRESSURE] >= 0.5
+    return s.control_globals[i, GlobalControl.R_PRESSURE] > 1.0
 
 
 @jit

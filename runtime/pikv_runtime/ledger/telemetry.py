@@ -46,12 +46,10 @@ def _write_groups(s: Ledger, i: int, out: F4) -> None:
         live, size = _totals(s, sums)
         held, stored = max(live, 1), max(size, 1)
         out[g, GroupFeature.RESIDENT_SHARE] = min(1.0, size / cap)
-        for codec in range(s.codec_bytes.shape[0]):
-            out[g, GroupFeature.NATIVE_SHARE + codec] = sums[codec] * s.codec_bytes[codec] / stored
+        out[g, GroupFeature.NATIVE_SHARE] = sums[NATIVE] * s.codec_bytes[NATIVE] / stored
+        out[g, GroupFeature.TOP_SHARE] = sums[s.top_codec] * s.codec_bytes[s.top_codec] / stored
         out[g, GroupFeature.TOKENS_SHARE] = live / max(pages, 1)
-        share = sums[GroupSum.MASS] / max(mass, 1)
-        out[g, GroupFeature.MASS_SHARE] = share
-        density = share / (live / pages) if live > 0 else 1.0
+        density = sums[GroupSum.MASS] / max(mass, 1) / (live / pages) if live > 0 else 1.0
         out[g, GroupFeature.MASS_DENSITY] = min(12.0, max(-12.0, _log2(density)))
         out[g, GroupFeature.ROUTING_SHARE] = s.group_routed[i, g // s.layer_groups]
         age = (live * s.clock_s[i] - sums[GroupSum.LAST] / SECOND) / held
@@ -95,7 +93,6 @@ def _write_space(s: Ledger, i: int, out: F4) -> None:
     live = parts / BYTE
     cached = float(s.cached_bytes[i].sum())
     out[GlobalFeature.PRESSURE] = fullest
-    out[GlobalFeature.FREE_SHARE] = max(0.0, 1.0 - used / cap)
     out[GlobalFeature.CACHED_SHARE] = cached / cap
     out[GlobalFeature.LIVE_SHARE] = min(1.0, live / cap)
     out[GlobalFeature.PINNED_SHARE] = min(1.0, max(0.0, used - cached - live) / cap)
@@ -134,6 +131,16 @@ def _write_queue(s: Ledger, i: int, out: F4) -> None:
 
 
 @jit
+def _low_hit(s: Ledger, i: int) -> float:
+    """Share of tokens that the gate sends to groups most of whose wished pages are ghosts."""
+    share = 0.0
+    for g in range(s.group_wishes.shape[1]):
+        if s.group_wishes[i, g, 1] > 0.5 * s.group_wishes[i, g, 0]:
+            share += s.group_routed[i, g // s.layer_groups] / s.layer_groups
+    return min(1.0, share)
+
+
+@jit
 def _write_flow(s: Ledger, i: int, out: F4) -> None:
     """Arrivals, hits, losses and the counters of the interval."""
     arrived = s.moving[i, 0] / s.interval_s[i]
@@ -152,7 +159,11 @@ def _write_flow(s: Ledger, i: int, out: F4) -> None:
     preempted = s.tally[i, Tally.PREEMPTIONS] - s.interval_tally[i, Tally.PREEMPTIONS]
     asked = s.tally[i, Tally.ASKED] - s.interval_tally[i, Tally.ASKED]
     vetoed = s.tally[i, Tally.VETOES] - s.interval_tally[i, Tally.VETOES]
+    wished = s.tally[i, Tally.WISHED_PAGES] - s.interval_tally[i, Tally.WISHED_PAGES]
+    conflicts = s.tally[i, Tally.CONFLICTS] - s.interval_tally[i, Tally.CONFLICTS]
     out[GlobalFeature.PREEMPTIONS] = np.log1p(preempted)
+    out[GlobalFeature.CONFLICT_RATE] = conflicts / wished if wished > 0.0 else 0.0
+    out[GlobalFeature.LOW_HIT_SHARE] = _low_hit(s, i)
     out[GlobalFeature.VETOES] = vetoed / asked if asked > 0.0 else 0.0
 
 
@@ -164,14 +175,13 @@ def _write_control(s: Ledger, i: int, out: F4) -> None:
     for g in range(groups.shape[0]):
         ratio += groups[g, GroupControl.COMPRESSION_RATIO] / groups.shape[0]
         evict += groups[g, GroupControl.EVICT_FRACTION] / groups.shape[0]
-    demotes = w[GlobalControl.DEMOTE_ON_PRESSURE] >= 0.5
     out[GlobalFeature.PREVIOUS_RATIO] = _log2(ratio)
     out[GlobalFeature.PREVIOUS_EVICT] = evict
     out[GlobalFeature.PREVIOUS_FAN_OUT] = w[GlobalControl.FAN_OUT]
     out[GlobalFeature.PREVIOUS_WINDOW] = w[GlobalControl.WINDOW] / 16.0
     out[GlobalFeature.PREVIOUS_CACHED_SHARE] = w[GlobalControl.CACHED_SHARE]
     out[GlobalFeature.PREVIOUS_CACHED_RATIO] = _log2(w[GlobalControl.CACHED_RATIO])
-    out[GlobalFeature.PREVIOUS_R_PRESSURE] = _log2(w[GlobalControl.R_PRESSURE]) if demotes else 0.0
+    out[GlobalFeature.PREVIOUS_R_PRESSURE] = _log2(w[GlobalControl.R_PRESSURE])
 
 
 @jit

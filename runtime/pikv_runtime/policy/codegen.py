@@ -74,7 +74,6 @@ def _macros(network: PolicyNetwork) -> list[str]:
         "WINDOW_LOW": float(window.low),
         "WINDOW_HIGH": float(window.high),
         "WINDOW": int(GlobalControl.WINDOW),
-        "DEMOTE_ON_PRESSURE": int(GlobalControl.DEMOTE_ON_PRESSURE),
         **{control.name: int(control) for control in GroupControl},
     }
     return [f"#define {name} {value!r}" for name, value in values.items()]

@@ -122,8 +122,6 @@ void pikv_decide(float *groups, float *globals, long n, float *out_groups, float
     }
     for (int i = 0; i < GLOBAL_CONTROLS; i++)
         out_globals[i] = (float)(control_low[i] + (control_high[i] - control_low[i]) * (a[TERMS + i] + 1) / 2);
-    const double window = a[TERMS + WINDOW], demote = a[TERMS + DEMOTE_ON_PRESSURE];
-    out_globals[WINDOW] = (float)(WINDOW_LOW * exp(log(WINDOW_HIGH / WINDOW_LOW) * (window + 1) / 2));
-    out_globals[DEMOTE_ON_PRESSURE] = demote != demote ? (float)demote : (float)(demote >= 0);
+    out_globals[WINDOW] = (float)(WINDOW_LOW * exp(log(WINDOW_HIGH / WINDOW_LOW) * (a[TERMS + WINDOW] + 1) / 2));
 }
 #endif

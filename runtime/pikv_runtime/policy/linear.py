@@ -20,9 +20,9 @@ def linear_network(rules: Mapping[str, Mapping[str, float]]) -> PolicyNetwork:
 
     Args:
         rules: Control to {observation: weight}. A global control is in its own unit and is clipped to its range;
-            `demote_on_pressure` means yes from 0.5 up; `window` takes a constant only, as its scale is
-            logarithmic. A group control's coefficient, such as `compression_ratio.mass_density`, is in [-1, 1]. The
-            observation `1` is the constant. Whatever no rule names is as in `Control.neutral`.
+            `window` takes a constant only, as its scale is logarithmic. A group control's coefficient, such as
+            `compression_ratio.mass_density`, is in [-1, 1]. The observation `1` is the constant. Whatever no rule
+            names is as in `Control.neutral`.
 
     Raises:
         UnknownNameError: No such control or observation.

@@ -175,5 +175,4 @@ def policy_constants(network: PolicyNetwork) -> dict[str, float | int | bool]:
         "RATIO_MAX": RATIO_MAX,
         "EVICT_MAX": EVICT_MAX,
         "WINDOW_AT": int(GlobalControl.WINDOW),
-        "FLAG_AT": int(GlobalControl.DEMOTE_ON_PRESSURE),
     }

@@ -64,11 +64,11 @@ class ControlView(ABC):
 
     @abstractmethod
     def decode(self, actions: Numbers, groups: Array, globals_: Array, out_groups: Array, out_globals: Array) -> None:
-        """Write the controls (n, N, 3) and (n, 18) that `actions` (n, A) ask for under this telemetry."""
+        """Write the controls (n, N, 3) and (n, 17) that `actions` (n, A) ask for under this telemetry."""
 
     @abstractmethod
     def encode(self, groups: Array, globals_: Array) -> Numbers:
-        """The actions (n, A) whose controls come nearest to `groups` (n, N, 3) and `globals_` (n, 18)."""
+        """The actions (n, A) whose controls come nearest to `groups` (n, N, 3) and `globals_` (n, 17)."""
 
     @property
     def num_actions(self) -> int:

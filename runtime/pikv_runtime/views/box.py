@@ -20,7 +20,7 @@ from pikv_runtime.views.base import (
 
 @dataclass(frozen=True)
 class BoxView(ControlView):
-    """Every number of the control, 3N + 18, mapped affinely from [-1, 1] to its range. For one N only."""
+    """Every number of the control, 3N + 17, mapped affinely from [-1, 1] to its range. For one N only."""
 
     name: ClassVar[str] = "box"
     observes_groups: ClassVar[bool] = True

@@ -70,7 +70,7 @@ class CoefView(ControlView):
     name: ClassVar[str] = "coef"
 
     def action_names(self, num_groups: int | None = None) -> list[str]:
-        """31 names, whatever the number of groups."""
+        """30 names, whatever the number of groups."""
         names = [f"{column.name.lower()}.{term}" for column, terms in COEF_TERMS for term in terms]
         return names + [c.name for c in GLOBAL_CONTROLS]
 
@@ -120,10 +120,8 @@ def _basis(groups: Array, dtype: np.dtype[Any]) -> Numbers:
 
 
 def _decode_globals(actions: Numbers, out: Array) -> None:
-    """Affine but for two: the window is on a log scale, demotion a yes or no."""
+    """Affine but for the window, which is on a log scale."""
     out[:] = from_unit(actions, CONTROL_GLOBAL_BOUNDS)
     window = GLOBAL_CONTROLS[GlobalControl.WINDOW]
     exponent = (actions[:, GlobalControl.WINDOW] + 1) / 2
     out[:, GlobalControl.WINDOW] = window.low * (window.high / window.low) ** exponent
-    demote = actions[:, GlobalControl.DEMOTE_ON_PRESSURE]
-    out[:, GlobalControl.DEMOTE_ON_PRESSURE] = np.where(np.isnan(demote), np.nan, demote >= 0)

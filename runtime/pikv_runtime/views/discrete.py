@@ -67,18 +67,16 @@ class DiscreteView(ControlView):
         out_globals[:, GlobalControl.FAN_OUT] = value["fan_out"]
         out_globals[:, GlobalControl.CACHED_SHARE] = value["cached_share"]
         out_globals[:, GlobalControl.R_PRESSURE] = value["r_pressure"]
-        out_globals[:, GlobalControl.DEMOTE_ON_PRESSURE] = value["r_pressure"] > 1
         out_globals[:, GlobalControl.PAGE_RECENCY :] = _RANKER_WEIGHTS[choice[-1]]
 
     def encode(self, groups: Array, globals_: Array) -> Numbers:
         """The nearest point of the grid, head by head."""
-        demotes = globals_[:, GlobalControl.DEMOTE_ON_PRESSURE] >= 0.5
         asked = {
             "compression_ratio": groups[..., GroupControl.COMPRESSION_RATIO].mean(axis=1),
             "evict_fraction": groups[..., GroupControl.EVICT_FRACTION].mean(axis=1),
             "fan_out": globals_[:, GlobalControl.FAN_OUT],
             "cached_share": globals_[:, GlobalControl.CACHED_SHARE],
-            "r_pressure": np.where(demotes, globals_[:, GlobalControl.R_PRESSURE], 1.0),
+            "r_pressure": globals_[:, GlobalControl.R_PRESSURE],
         }
         heads = [np.abs(v[:, None] - _NUMBER_GRID[name]).argmin(axis=1) for name, v in asked.items()]
         pages = globals_[:, None, GlobalControl.PAGE_RECENCY : GlobalControl.BLOCK_RECENCY]
