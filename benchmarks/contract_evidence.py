@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contract_tables import VALUES, controls
 from numpy.typing import NDArray
 
 from pikv_agents.commands.options import default_threads, open_library, origin
@@ -51,7 +52,6 @@ BASES = (
 )
 ORDERED = ("static:ratio=2,evict=0.05,fan_out=0.3,cached_ratio=2,demote=true,r_pressure=4/h2o",)
 KINDS = {"best": BASES, "ordered": ORDERED}
-VALUES = (-1.0, -0.33, 0.33, 1.0)
 VARIED = ("capped_exact/lru", "lazy/h2o", "load_proportional/h2o", "pressure_proportional/lru", "random/h2o")
 AHEAD = 60  # intervals of future charge
 RIDGE = 1e-2
@@ -107,29 +107,6 @@ def sweep(suite: Suite, family: str, pressure: float, kind: str) -> dict[str, An
     reached = bases[best][0].counters["pressure_reached"]
     cell = {"family": family, "pressure": pressure, "kind": kind, "pressure_reached": reached, "base": best}
     return cell | {"J": costs}
-
-
-def controls(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What every action is worth over the cells."""
-    rows = []
-    for name in VIEW.action_names():
-        # (cells, 1 + values): the base's value counts as one
-        J = np.array([[c["J"]["base"], *(c["J"][f"{name}={v:g}"] for v in VALUES)] for c in cells])
-        relative = J / J[:, :1] - 1
-        once = relative[:, np.argmin(relative.mean(axis=0))]
-        gains = -relative.min(axis=1)
-        best = int(np.argmax(gains))
-        rows.append(
-            {
-                "control": name,
-                "reach": float(np.abs(relative).max()),
-                "gain_mean": float(gains.mean()),
-                "gain_best": float(gains[best]),
-                "best_cell": "{family} at {pressure:g}, {kind}".format(**cells[best]),
-                "adaptive": float((once + gains).mean()),
-            }
-        )
-    return rows
 
 
 def watch(suite: Suite, family: str, pressure: float, base: str) -> tuple[Floats, Floats, Floats, Floats]:
@@ -240,9 +217,12 @@ def main() -> None:
         if cell not in known:
             cells.append(sweep(suite, *cell))
             print("{family} at {pressure:g}, {kind}: J {0:.3f}".format(cells[-1]["J"]["base"], **cells[-1]), flush=True)
-            write_json(given.json, {"controls": controls(cells), "features": [], "cells": cells, "meta": origin()})
+            write_json(
+                given.json,
+                {"controls": controls(cells, VIEW.action_names()), "features": [], "cells": cells, "meta": origin()},
+            )
     parts = [watch(suite, cell["family"], cell["pressure"], cell["base"]) for cell in cells if cell["kind"] == "best"]
-    result = {"controls": controls(cells), "features": features(parts), "cells": cells}
+    result = {"controls": controls(cells, VIEW.action_names()), "features": features(parts), "cells": cells}
     write_json(given.json, result | {"meta": origin() | {"command": command, "horizon_s": given.horizon_s}})
     for row in result["controls"]:
         print(
