@@ -24,7 +24,8 @@ def observed_step(s: Ledger, i: int, q: int, o: int) -> int:
     steps would be an invitation to evict right after them."""
     if s.observe_drawn == 0:
         return o * s.observe_tokens
-    x = (q * 2654435761 + o * 2246822519 + s.observe_salt[i] + 374761393) & 0xFFFFFFFF
+    # int: uncompiled, 32-bit numbers would overflow
+    x = (int(q) * 2654435761 + int(o) * 2246822519 + int(s.observe_salt[i]) + 374761393) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 2246822519) & 0xFFFFFFFF
     x = ((x ^ (x >> 13)) * 3266489917) & 0xFFFFFFFF
     return o * s.observe_tokens + (x ^ (x >> 16)) % s.observe_tokens
