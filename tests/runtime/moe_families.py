@@ -15,7 +15,7 @@ LENGTHS = (37, 20, 51)
 """Prompt lengths of the requests of a case, by slot."""
 _COMMON = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 48,
+    "hidden_size": 64,  # OLMoE norms q over all heads: heads times head_dim
     "intermediate_size": 32,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
