@@ -146,6 +146,8 @@ def calibrate(
     quick: bool = False,
     links: bool = True,
     on_phase: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Profile:
     """Measure this machine's profile for a model; uses one core.
 
@@ -155,6 +157,7 @@ def calibrate(
         quick: a rougher measurement, in under 25 s.
         links: measure links between two processes; without, they keep the prices of the shipped profile.
         on_phase: called with (phases done, all phases).
+        device, dtype: of the model, as `pikv_runtime.load_model` takes them.
 
     Raises:
         ValueError: no such model, or a machine too slow for the time allowed.
@@ -162,7 +165,7 @@ def calibrate(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        loaded, _ = load_model(model)
+        loaded, _ = load_model(model, device, dtype)
         log = _serve_all(loaded, quick, on_phase)
         prices, error = _prices(loaded, log)
         return _profile(loaded, prices, error, len(log.seconds), name, model, links)

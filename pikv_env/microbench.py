@@ -45,32 +45,34 @@ def _slope(cost: Callable[[int], float], per_page: int) -> float:
     return max(1e-9, (cost(MANY) - cost(FEW)) / ((MANY - FEW) * per_page))
 
 
-def _pages(g: Geometry, count: int, page_tokens: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, g.kv_heads, page_tokens, g.head_dim, generator=generator)
+def _pages(g: Geometry, count: int, page_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V of random pages, in the widths that the geometry stores."""
+    generator, (heads, k_dim, v_dim) = torch.Generator().manual_seed(0), g.page_dims
+    k = torch.randn(count, heads, page_tokens, k_dim, generator=generator)
+    return k, k if v_dim == k_dim else torch.randn(count, heads, page_tokens, v_dim, generator=generator)
 
 
 def read_price(codec: str, g: Geometry, page_tokens: int, now: Clock) -> float:
     """Seconds to read one more page of one layer stored as `codec`."""
-    q = torch.randn(ROWS, g.query_heads, g.head_dim)
+    q_dim, v_dim = g.read_dims
+    q = torch.randn(ROWS, g.query_heads, q_dim)
 
     def cost(pages: int) -> float:
         count = ROWS * pages
-        kv = _pages(g, count, page_tokens)
-        pool = PagePool.of([encode(codec, kv, kv)])
+        pool = PagePool.of([encode(codec, *_pages(g, count, page_tokens))], v_dim if g.latent else 0)
         table = torch.arange(count, dtype=torch.int32).view(ROWS, pages)
         full = torch.full_like(table, page_tokens)
-        return fastest(lambda: paged_decode_attention(q, pool, table, full, g.head_dim**-0.5), now)
+        return fastest(lambda: paged_decode_attention(q, pool, table, full, q_dim**-0.5), now)
 
     return _slope(cost, ROWS)
 
 
 def select_price(g: Geometry, router: str, now: Clock) -> float:
     """Seconds to score and choose among one more candidate page of one layer."""
-    query, scores = torch.randn(ROWS, g.query_heads, g.head_dim), ROUTERS[router].scores
+    query, scores = torch.randn(ROWS, g.query_heads, g.read_dims[0]), ROUTERS[router].scores
 
     def cost(pages: int) -> float:
-        centroids = torch.randn(ROWS, pages, g.kv_heads, g.head_dim)
+        centroids = torch.randn(ROWS, pages, *g.page_dims[:2])
         tags, gate = torch.zeros(ROWS, pages, dtype=torch.int64), torch.rand(ROWS, g.experts)
         every, none = np.ones(pages, np.int8), np.zeros(pages, np.int8)
         bias = np.zeros(pages, np.float32)
@@ -89,7 +91,7 @@ def encode_price(g: Geometry, page_tokens: int, now: Clock) -> float:
     kv = _pages(g, MANY, page_tokens)
     total = 0.0
     for before, after in itertools.pairwise(CODECS):
-        pages = encode(before, kv, kv)
+        pages = encode(before, *kv)
         total += fastest(lambda pages=pages, after=after: reencode(pages, after), now)  # type: ignore[misc]
     return total / (len(CODECS) - 1) / MANY
 
@@ -109,7 +111,9 @@ def decision_price(g: Geometry, now: Clock) -> float:
 
 def host_price(g: Geometry, page_tokens: int, device: torch.device) -> float:
     """Seconds per byte to move pages between the device and host memory, mean of out and back."""
-    store = PagedStore(1, g.kv_heads, g.head_dim, page_tokens, torch.float32, MANY, device)
+    heads, k_dim, v_dim = g.page_dims
+    v_from_k = g.read_dims[1] if g.latent else 0
+    store = PagedStore(1, heads, k_dim, page_tokens, torch.float32, MANY, device, v_dim, v_from_k)
     blocks = np.arange(MANY, dtype=np.int32)
     store.open(0, blocks)
 

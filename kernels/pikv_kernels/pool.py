@@ -43,7 +43,7 @@ class PagePool:
             raise ValueError(f"v_from_k={self.v_from_k}: V is stored {v_dim} wide, K {head_dim}; one of them holds V")
 
     @staticmethod
-    def of(payloads: Sequence[PagePayload]) -> PagePool:
+    def of(payloads: Sequence[PagePayload], v_from_k: int = 0) -> PagePool:
         """Number the pages of ``payloads`` (one per codec) one payload after the other, from slot 0.
 
         Raises:
@@ -60,6 +60,7 @@ class PagePool:
             by_codec,
             ids.repeat_interleave(counts).to(device),
             torch.cat(rows).to(device) if rows else ids.to(device),
+            v_from_k,
         )
 
     @property

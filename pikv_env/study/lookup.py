@@ -159,7 +159,7 @@ def _wire(transport: Transport, engine: Engine, requests: int, repeats: int = 30
         return np.zeros(2)
     g, rows = engine.runner.geometry, -(-requests // transport.world)
     found = []
-    for size in (rows * g.heads * g.head_dim * 4, rows * g.heads * (g.head_dim + 1) * 4):
+    for size in (rows * g.heads * g.head_dim * 4, rows * g.heads * (g.v_dim + 1) * 4):
         message = torch.zeros(size, dtype=torch.uint8)
         nothing = torch.zeros(0, dtype=torch.uint8)
         outgoing = [nothing if rank == transport.rank else message for rank in range(transport.world)]

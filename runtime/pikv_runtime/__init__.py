@@ -17,6 +17,7 @@ _EXPORTS = {
     "RequestList": "pikv_runtime.requests",
     "Engine": "pikv_runtime.engine",
     "attach": "pikv_runtime.models.hf",
+    "generate": "pikv_runtime.models.generation",
     "load_model": "pikv_runtime.models",
     "load_policy": "pikv_runtime.policy",
 }

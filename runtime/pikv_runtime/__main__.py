@@ -25,7 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--model", default="embedded", help="embedded, or a folder in Hugging Face format")
     serve.add_argument("--policy", default=None, help="a heuristic such as lazy/h2o, or a bundle's folder")
     serve.add_argument("--ranks", type=int, default=1, help="virtual ranks, where torchrun does not start real ones")
-    serve.add_argument("--device", default="cpu", help="cpu, or cuda (under torchrun one device per process, NCCL)")
+    serve.add_argument("--device", default="cpu", help="cpu, cuda (one per process under torchrun), or auto")
+    serve.add_argument("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved")
     serve.add_argument("--clock", choices=("model", "wall"), default="wall")
     serve.add_argument("--read", choices=("exact", "sparse"), default="exact")
     serve.add_argument("--router", default="centroid", help="read-set router of sparse reading")
@@ -61,7 +62,19 @@ def _serve(arguments: argparse.Namespace) -> int:
         codec=arguments.codec,
         cap_bytes=None if arguments.cap_mb is None else int(arguments.cap_mb * 1e6),
     )
-    names = ("prompts", "model", "policy", "ranks", "clock", "device", "journal", "timeout_s", "drain_s", "interface")
+    names = (
+        "prompts",
+        "model",
+        "policy",
+        "ranks",
+        "clock",
+        "device",
+        "dtype",
+        "journal",
+        "timeout_s",
+        "drain_s",
+        "interface",
+    )
     chosen = {name: getattr(arguments, name) for name in (*names, "metrics_port", "host")}
     result = serve(ServeOptions(config=config, **chosen))
     if result["rank"] == 0:

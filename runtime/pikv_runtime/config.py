@@ -34,6 +34,8 @@ class RuntimeConfig:
     """Order of eviction and demotion where no policy gives utility weights."""
     block_rule: str = "utility"
     """Order of cached blocks where no policy names one: a spec of `pikv_runtime.block_rules`, such as `s3fifo`."""
+    latent: bool = True
+    """Models with latent attention (MLA): pages hold the latent and the rotary key; False: K and V of every head."""
     cap_bytes: int | None = None
     """Hard cap on KV bytes of each rank; None: no cap."""
     host_bytes: int | None = None

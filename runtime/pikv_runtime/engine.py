@@ -155,8 +155,9 @@ class Engine:
         workload = join(workload, self.recovered)
         if not workload.requests:
             raise NothingToServeError(f"workload {workload.name!r}: no request is left to be served")
+        geometry = geometry_of_model(self.model, self.config.latent)
         self.ledger, self.reference = begin(
-            workload, self.config, geometry_of_model(self.model), self._orders, self.prices, self.lambdas,
+            workload, self.config, geometry, self._orders, self.prices, self.lambdas,
             ranks=self.transport.world, signals=self.signals, reference=reference, pages=pages,
         )  # fmt: skip
         self.observations = L.observations(self.ledger, 0)

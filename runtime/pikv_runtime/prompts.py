@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pikv_runtime.requests import Request, RequestList, chain_hashes
 
@@ -26,7 +27,9 @@ def read_prompts(path: Path, encode: Any, page_tokens: int) -> RequestList:
             if not isinstance(row["prompt"], str):
                 raise TypeError(f"prompt={row['prompt']!r} is no string")
             ids = np.asarray(encode(row["prompt"]), np.int32)
-            requests.append(_request(len(requests), row, ids, page_tokens))
+            output, arrival_s = int(row.get("output_tokens", 32)), float(row.get("arrival_s", 0.0))
+            class_id = int(row.get("class", 0))
+            requests.append(prompt_request(len(requests), ids, output, page_tokens, arrival_s, class_id))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error!s}; wanted an object with a string 'prompt'") from error
     if not requests:
@@ -35,11 +38,16 @@ def read_prompts(path: Path, encode: Any, page_tokens: int) -> RequestList:
     return RequestList(path.stem, requests[-1].arrival_s, tuple(requests))
 
 
-def _request(number: int, row: dict[str, Any], ids: np.ndarray, page_tokens: int) -> Request:
-    output = int(row.get("output_tokens", 32))
-    hashes = np.zeros((len(ids) + output) // page_tokens, np.int64)  # zero: what is not known yet is not shared
+def prompt_request(
+    number: int,
+    ids: NDArray[np.int32],
+    output_tokens: int,
+    page_tokens: int,
+    arrival_s: float = 0.0,
+    class_id: int = 0,
+) -> Request:
+    """The request of a prompt (n,): its full blocks are shared with whoever begins alike, what follows with nobody."""
+    hashes = np.zeros((len(ids) + output_tokens) // page_tokens, np.int64)  # zero: not known yet, hence not shared
     prompt = chain_hashes(ids, page_tokens)
     hashes[: len(prompt)] = prompt
-    return Request(
-        number, float(row.get("arrival_s", 0.0)), len(ids), output, hashes, int(row.get("class", 0)), prompt_ids=ids
-    )
+    return Request(number, arrival_s, len(ids), output_tokens, hashes, class_id, prompt_ids=ids)

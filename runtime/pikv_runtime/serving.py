@@ -35,6 +35,8 @@ class ServeOptions:
     clock: Literal["model", "wall"] = "wall"
     config: RuntimeConfig = field(default_factory=RuntimeConfig)
     device: str = "cpu"
+    """As `load_model` takes it; under torchrun `cuda` is one device for each process of the machine."""
+    dtype: str = "float32"
     journal: Path | None = None
     timeout_s: float = 120.0
     """After which a rank that does not answer is lost."""
@@ -63,13 +65,16 @@ def serve(options: ServeOptions) -> dict[str, Any]:
         ValueError: bad options, prompts or journal.
         RankLostError: another rank died, hangs or failed.
     """
-    from pikv_runtime.models import load_model
+    from pikv_runtime.models.loading import find_device, load_model
 
-    model, tokenizer = load_model(options.model)
+    device = find_device(options.device)
+    model, tokenizer = load_model(options.model, dtype=options.dtype)
+    if tokenizer is None:
+        raise ValueError(f"the model in {options.model} has no tokenizer, and prompts are texts")
     workload = RequestList("journal", 0.0, ())
     if options.prompts is not None:
         workload = read_prompts(options.prompts, tokenizer.encode, options.config.page_tokens)
-    ranks = joined_ranks(options.ranks, options.device, timeout_s=options.timeout_s, interface=options.interface)
+    ranks = joined_ranks(options.ranks, device, timeout_s=options.timeout_s, interface=options.interface)
     inbox = Inbox(shared=True)
     with ranks as joined, draining_on_signals(inbox, options.drain_s), _endpoint(options, joined) as endpoint:
         from pikv_runtime.engine import Engine

@@ -11,7 +11,15 @@ LAYERS, EXPERTS, PAGE_TOKENS = 4, 8, 16
 
 
 class FakeLedger:
-    def __init__(self, slots: int = 4, pages: int = 16, blocks: int = 64, owners: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        slots: int = 4,
+        pages: int = 16,
+        blocks: int = 64,
+        owners: tuple[int, ...] = (),
+        page_tokens: int = PAGE_TOKENS,
+    ) -> None:
+        self.page_tokens = page_tokens
         shape = (slots, pages, LAYERS)
         self.owners = owners or (0,) * slots
         self.page_block = np.full((slots, pages), -1, np.int32)
@@ -24,7 +32,7 @@ class FakeLedger:
 
     def segment(self, slot: int, ids, decode: bool = False, **flags) -> Segment:
         start, end = int(self.tokens[slot]), int(self.tokens[slot]) + len(ids)
-        for page in range(-(-start // PAGE_TOKENS), -(-end // PAGE_TOKENS)):
+        for page in range(-(-start // self.page_tokens), -(-end // self.page_tokens)):
             if self.page_block[slot, page] < 0:
                 self._next -= 1
                 self.page_block[slot, page] = self._next
@@ -38,7 +46,7 @@ class FakeLedger:
         """Give `slot` the first pages of `source`, a prefix hit."""
         self.page_block[slot, :pages] = self.page_block[source, :pages]
         self.page_live[slot, :pages] = 1
-        self.tokens[slot] = pages * PAGE_TOKENS
+        self.tokens[slot] = pages * self.page_tokens
 
     def move(self, slot: int, page: int, layer: int, rank: int) -> None:
         block = self.page_block[slot, page]

@@ -9,7 +9,6 @@ from fake_ledger import EXPERTS, LAYERS, PAGE_TOKENS, FakeLedger
 from tiny_model import random_ids, stock, tiny_model
 
 from pikv_runtime.config import RuntimeConfig
-from pikv_runtime.models.hf import attach
 from pikv_runtime.models.runner import ModelRunner
 from pikv_runtime.transport import LocalTransport, TorchDistTransport, run_ranks
 
@@ -249,39 +248,3 @@ def test_segments_that_do_not_fit_the_ledger_are_refused():
     ledger.page_block[0, 2] = -1
     with pytest.raises(ValueError, match="slot 0: the ledger has not placed"):
         runner.forward([segment], ledger.view())
-
-
-def test_attach_generates_what_the_stock_cache_does():
-    model = tiny_model()
-    ids = torch.from_numpy(np.stack([random_ids(s, 50) for s in range(3)])).long()
-    options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None}
-    options |= {"return_dict_in_generate": True, "output_logits": True}
-    expected = model.generate(ids, **options)
-    before = model.config._attn_implementation
-    with attach(model, RuntimeConfig()) as cache:
-        got = model.generate(ids, past_key_values=cache, **options)
-        assert cache.nbytes()["native"] > 0
-        cache.reset()
-        assert sum(cache.nbytes().values()) == 0
-        again = model.generate(ids, past_key_values=cache, **options)
-    for result in (got, again):
-        assert torch.equal(result.sequences, expected.sequences)
-        assert max((a - b).abs().max() for a, b in zip(result.logits, expected.logits, strict=True)) <= 1e-4
-    assert model.config._attn_implementation == before
-    assert not model.base_model._forward_hooks and not model.base_model.layers[0]._forward_pre_hooks
-    assert torch.equal(model.generate(ids, **options).sequences, expected.sequences)
-
-
-def test_attach_seals_pages_and_refuses_what_it_cannot_do():
-    model, ids = tiny_model(), torch.from_numpy(random_ids(3, 100))[None].long()
-    with attach(model, RuntimeConfig(codec="bf16")) as cache:
-        model.generate(ids, past_key_values=cache, max_new_tokens=5, do_sample=False)
-        assert cache.nbytes()["bf16"] > 0
-        with pytest.raises(ValueError, match="past_key_values=cache"):
-            model(ids)
-    with pytest.raises(ValueError, match="cap_bytes=1000"), attach(model, RuntimeConfig(cap_bytes=1000)):
-        pass
-    padded = torch.ones_like(ids)
-    padded[0, 0] = 0
-    with attach(model) as cache, pytest.raises(ValueError, match="padding"):
-        model(ids, attention_mask=padded, past_key_values=cache)

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from pikv_agents.commands.base import Command
+from pikv_agents.commands.options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrate(Command):
+class Calibrate(Command, ModelOptions):
     """Measure what this machine charges for a model: the prices of the model clock, as a profile.
 
     Serves small workloads on one core for about a minute and fits the prices to the iterations' times. Use the
     profile as `profile=FILE` in environments and commands.
     """
 
-    model: str = "embedded"
-    """`embedded`, or a directory with a Hugging Face MoE model."""
     out: Path = Path("profile.json")
     """Where the profile goes; its name is the file's."""
     quick: bool = False
@@ -38,7 +37,9 @@ class Calibrate(Command):
                 bar.total = total
                 bar.update(done - bar.n)
 
-            profile = calibrate(self.model, name=self.out.stem, quick=self.quick, on_phase=show)
+            profile = calibrate(
+                self.model, name=self.out.stem, quick=self.quick, on_phase=show, device=self.device, dtype=self.dtype
+            )
         save_profile(profile, self.out)
         console = tables.console()
         console.print(price_table(profile.prices_s))

@@ -28,6 +28,24 @@ def open_library(path: Path | None) -> TraceLibrary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model runs, and where."""
+
+    model: str = "embedded"
+    """`embedded`, or a directory with a Hugging Face MoE model."""
+    device: str = "cpu"
+    """cpu, cuda, or auto: a GPU where there is one."""
+    dtype: str = "float32"
+    """Of weights and native pages: float32, bfloat16, float16, or auto: as saved."""
+
+    def load_model(self) -> Any:
+        """The model; ValueError with the reason where there is none to be had."""
+        from pikv_runtime.models import load_model
+
+        return load_model(self.model, self.device, self.dtype)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachineOptions:
     """On what to play: a suite, and what differs from it."""
 

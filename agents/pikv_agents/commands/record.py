@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pikv_agents.commands.base import Command
+from pikv_agents.commands.options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record(Command):
+class Record(Command, ModelOptions):
     """Serve contents with a real model, exact and native, and write their attention traces as one library.
 
     The library is what `library=` and `--library` take; a minute of one core records about 150 contents.
@@ -19,8 +20,6 @@ class Record(Command):
 
     out: Path = Path("traces.safetensors")
     """Where the library goes."""
-    model: str = "embedded"
-    """`embedded`, or a directory with a Hugging Face MoE model."""
     kinds: tuple[str, ...] = ()
     """Content kinds; by default all that the workload families use."""
     contents: int = 12
@@ -65,11 +64,10 @@ def record_library(given: Record) -> tuple[Any, float]:
 
     from pikv_agents.commands.options import command_line
     from pikv_env.traces.recorder import DEFAULT_KINDS, record_kinds
-    from pikv_runtime.models import load_model
 
     kinds = given.kinds or DEFAULT_KINDS
     torch.set_num_threads(1)
-    model, _ = load_model(given.model)
+    model = given.load_model()
     begin = time.perf_counter()
     with tqdm(total=given.contents * len(kinds), desc="recording", unit="request", leave=False) as bar:
         library = record_kinds(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pikv_agents.commands.base import Command
-from pikv_agents.commands.options import MachineOptions
+from pikv_agents.commands.options import MachineOptions, ModelOptions
 
 if TYPE_CHECKING:
     from pikv_env.pool import WorkloadPool
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Command, MachineOptions):
+class Run(Command, MachineOptions, ModelOptions):
     """Serve a held-out workload with a real model on one rank or several, and measure J with its parts.
 
     Each policy serves the same requests under the same cap; ranks are processes over gloo. `--shadow` asks another
@@ -37,8 +37,6 @@ class Run(Command, MachineOptions):
     """Seconds of arrivals."""
     clock: Literal["wall", "model"] = "wall"
     """Measured time, or the deterministic model clock."""
-    model: str = "embedded"
-    """`embedded`, or a directory with a Hugging Face MoE model."""
     seed: int = 0
     """Seed of the workload."""
     record_log: Path | None = None
@@ -84,7 +82,7 @@ class Run(Command, MachineOptions):
         from pikv_runtime.policy import Watch
 
         section, results = live_section(
-            self._pool(), {p: p for p in self.policies}, self.pressure, clock=self.clock, model=self.model,
+            self._pool(), {p: p for p in self.policies}, self.pressure, clock=self.clock, model=self.load_model(),
             record=self.record_log, watch=Watch(self.log, self.log_share, self.shadow),
         )  # fmt: skip
         console = tables.console()
@@ -103,7 +101,7 @@ class Run(Command, MachineOptions):
         if not 0 < self.canary_share <= 0.5:
             raise ValueError(f"canary_share={self.canary_share}: must be more than 0, at most 0.5")
         servers = round(1 / self.canary_share)
-        fleet = Fleet(self._pool(servers), servers, self.pressure, self.clock, self.model)
+        fleet = Fleet(self._pool(servers), servers, self.pressure, self.clock, self.load_model())
         rows = list(fleet.play(self.policies[0], self.canary))
         metrics = compare(rows)
         tables.console().print(decisions.canary(rows, metrics))

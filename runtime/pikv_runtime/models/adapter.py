@@ -1,80 +1,50 @@
-"""What the runtime needs to know of, and change in, a Hugging Face MoE model."""
+"""How a Hugging Face model's attention asks the paged cache: one function registered under one name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from pikv_runtime.models.latent import Latents, absorbed, expanded
+from pikv_runtime.models.step import Step
 
 NAME = "pikv"  # in AttentionInterface and AttentionMaskInterface
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Shape of a model's KV, and where it lives."""
+class ForwardPass:
+    """One forward pass as the model's attention modules see it; given to the model as the keyword `pikv`.
 
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    experts: int
-    page_tokens: int
-    scale: float
-    dtype: torch.dtype
-    device: torch.device
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder layers of a causal language model.
-
-    Raises:
-        ValueError: The model has none where Hugging Face models keep them.
+    It takes the model's (B, H, T, D) tensors apart into the step's packed tokens, and puts the output together again.
     """
-    layers = getattr(getattr(model, "base_model", None), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"{type(model).__name__}: no decoder layers at model.base_model.layers")
-    return layers
 
+    def __init__(self, step: Step, latents: Latents | None = None) -> None:
+        """`latents`: what stands in the place of the model's cache, where pages hold latents."""
+        self.step, self._latents = step, latents
 
-def geometry_of(model: Any, experts: int, page_tokens: int) -> Geometry:
-    """Read the geometry off a model.
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
+        """Attention of one layer, (B, T, H, D_v): positions that are padding come out as zeros."""
+        batch, _, tokens, _ = query.shape
+        if self._latents is None:
+            q, k, v = (self._packed(x) for x in (query, key, value))
+            out = self.step.attend(module.layer_idx, q, k, v, sinks)
+        else:
+            k = self._packed(self._latents.taken(module.layer_idx))
+            q = absorbed(module, self._packed(query))
+            out = expanded(module, self.step.attend(module.layer_idx, q, k, k, sinks))
+        real = self.step.real
+        if real is not None:
+            whole = out.new_zeros(batch * tokens, *out.shape[1:])
+            whole[real] = out
+            out = whole
+        return out.view(batch, tokens, *out.shape[1:])
 
-    Raises:
-        ValueError: Its attention is sliding, or not grouped-query attention over K and V of one width.
-    """
-    layers, config = decoder_layers(model), model.config
-    attention: Any = layers[0].self_attn
-    weight = next(model.parameters())
-    if not hasattr(attention, "k_proj") or not hasattr(attention, "v_proj"):
-        raise ValueError(f"{type(model).__name__}: only models with separate K and V projections are supported")
-    if _is_sliding(config):
-        raise ValueError(f"{type(model).__name__}: sliding-window attention is not supported")
-    if hasattr(attention, "sinks"):
-        raise ValueError(f"{type(model).__name__}: learned attention sinks are not supported")
-    head_dim = int(attention.head_dim)
-    return Geometry(
-        layers=len(layers),
-        heads=int(config.num_attention_heads),
-        kv_heads=int(config.num_key_value_heads),
-        head_dim=head_dim,
-        experts=experts,
-        page_tokens=page_tokens,
-        scale=float(getattr(attention, "scaling", head_dim**-0.5)),
-        dtype=weight.dtype,
-        device=weight.device,
-    )
-
-
-def _is_sliding(config: Any) -> bool:
-    """Whether any layer attends to a window only; families with layer types leave the size set."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return any(kind != "full_attention" for kind in kinds)
-    return bool(getattr(config, "sliding_window", None))
+    def _packed(self, x: Tensor) -> Tensor:
+        """(B, H, T, D) as (tokens, H, D), without padding."""
+        flat = x.transpose(1, 2).flatten(0, 1)
+        return flat if self.step.real is None else flat[self.step.real]
 
 
 @contextmanager
@@ -100,14 +70,11 @@ def _register() -> None:
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attention of (B, H, T, D) tensors through the step in `pikv`; the plan stands in for the mask."""
-    step = kwargs.get("pikv")
-    if step is None:
+    """Attention of (B, H, T, D) tensors through the pass in `pikv`; its plan stands in for mask and window."""
+    forward: ForwardPass | None = kwargs.get("pikv")
+    if forward is None:
         raise ValueError("this model is attached to a PiKV cache: call it with past_key_values=cache")
-    batch, heads, tokens, head_dim = query.shape
-    packed = [x.transpose(1, 2).reshape(batch * tokens, -1, head_dim) for x in (query, key, value)]
-    out = step.attend(module.layer_idx, *packed)
-    return out.view(batch, tokens, heads, head_dim), None
+    return forward.attend(module, query, key, value, kwargs.get("s_aux")), None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

@@ -30,13 +30,14 @@ def read_sets(batch: OwnerBatch, layer: int, view: CacheView, scores: F4 | None)
     readable = batch.rank_of[layer] >= 0
     if scores is None:
         return readable
-    candidates = (readable & ~batch.fixed).astype(np.int8)
+    # What a window hides is a candidate too, the last one: the ledger, which knows no windows, counts as we do.
+    candidates = (batch.resident[layer] & ~batch.fixed).astype(np.int8)
     read = readable & batch.fixed
     ghosts, bias = _ghosts(batch, layer, view), _bias(batch, layer, view)
     for row in range(len(batch.decode)):
         chosen, _ = select(scores[row], candidates[row], ghosts[row], bias[row], view.fan_out)
         read[row] |= chosen != 0
-    return read
+    return read & readable
 
 
 def router_scores(
@@ -71,7 +72,16 @@ def router_scores(
         torch.from_numpy(tags).to(query.device),
         query.new_zeros(len(rows), 1) if gate is None else gate,
     )
-    return np.ascontiguousarray(scores.cpu().numpy(), np.float32)
+    scored = np.ascontiguousarray(scores.cpu().numpy(), np.float32)
+    return _hidden_last(scored, batch.resident[layer, rows] & (batch.rank_of[layer, rows] < 0))
+
+
+def _hidden_last(scores: F4, hidden: Mask) -> F4:
+    """Scores (n, P) with those of pages before the layer's window below all others of their row."""
+    for row in np.flatnonzero(hidden.any(axis=1)):
+        seen = scores[row, ~hidden[row]]
+        scores[row, hidden[row]] = seen.min(initial=0.0) - np.ptp(seen) - 1.0 if len(seen) else 0.0
+    return scores
 
 
 def _ghosts(batch: OwnerBatch, layer: int, view: CacheView) -> NDArray[np.int8]:

@@ -45,7 +45,7 @@ class Gates:
             self._before.clear()
 
     def choices(self) -> Tensor:
-        """Top expert of each packed token of the last forward pass, (L, T)."""
+        """Top expert of each token that the last forward pass computed, padding included, (L, T)."""
         return torch.stack([self._chosen[source] for source in self._source])
 
     def predicted(self, layer: int, tokens: slice) -> Tensor:

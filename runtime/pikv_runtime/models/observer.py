@@ -76,11 +76,14 @@ class Observer:
     def note_mass(
         self, batch: OwnerBatch, layer: int, q: Tensor, lse: Tensor, parts: Sequence[tuple[Ask, Answer]]
     ) -> None:
-        """Record attention mass, after the merge that gave `lse` (tokens, H_q)."""
+        """Record attention mass, after the merge that gave `lse` (tokens, H_q), before a learned sink takes its share:
+        mass is what KV gets among itself, so that what is lost is lost of that."""
         for row, segment in enumerate(batch.decode):
             if segment.observe and segment.audited:
                 keys = self._shadows.keys(segment.slot, layer, segment.end)
-                mass = exact_mass(q[row], keys, self._page_tokens, self._scale)
+                window = batch.window(layer)
+                first = max(0, segment.end - window) if window else 0
+                mass = exact_mass(q[row], keys, self._page_tokens, self._scale, first)
                 self.observations[segment.slot].mass[layer, : len(mass)] = mass
         for ask, part in parts:
             for i, position in enumerate(ask.observed):
@@ -89,9 +92,12 @@ class Observer:
                 self.observations[batch.decode[row].slot].mass[layer, : len(mass)] += mass
 
 
-def exact_mass(q: Tensor, keys: Tensor, page_tokens: int, scale: float) -> F4:
-    """Attention mass per page (P,) of one query (H_q, D) over keys (tokens, H_kv, D), averaged over heads."""
-    share = torch.softmax(key_scores(q, keys, scale), dim=0).mean(1)
+def exact_mass(q: Tensor, keys: Tensor, page_tokens: int, scale: float, first: int = 0) -> F4:
+    """Attention mass per page (P,) of one query (H_q, D) over keys (tokens, H_kv, D) from position `first` on, averaged
+    over heads."""
+    scores = key_scores(q, keys, scale)
+    scores[:first] = -torch.inf
+    share = torch.softmax(scores, dim=0).mean(1)
     padded = torch.nn.functional.pad(share, (0, -len(share) % page_tokens))
     result: F4 = padded.view(-1, page_tokens).sum(1).cpu().numpy()
     return result

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pikv_runtime.ledger.state import CODECS
-from pikv_runtime.models.adapter import Geometry
+from pikv_runtime.models.geometry import Geometry
 from pikv_runtime.models.plan import OwnerBatch
 from pikv_runtime.models.segments import CacheView, Filled, ForwardResult, Observation, Segment
 from pikv_runtime.transport import Transport, pack, packed_bytes, unpack

@@ -53,6 +53,7 @@ def answer(store: PagedStore, rank: int, layer: int, questions: Sequence[Questio
         np.concatenate(reads),
         np.concatenate([q.batch.blocks[q.ask.rows] for q in questions]),
         np.concatenate([q.batch.page_tokens_valid[q.ask.rows] for q in questions]),
+        _first_tokens(questions, layer, store.page_shape[1]),
         scale,
     )
     answers = []
@@ -65,18 +66,26 @@ def answer(store: PagedStore, rank: int, layer: int, questions: Sequence[Questio
     return answers
 
 
+def _first_tokens(questions: Sequence[Question], layer: int, page_tokens: int) -> I4 | None:
+    """(n, P) first token slot that each row attends to, None in layers without a window."""
+    firsts = [(question.batch.first_tokens(layer, page_tokens), question.ask.rows) for question in questions]
+    return np.concatenate([f[rows] for f, rows in firsts if f is not None]) if firsts[0][0] is not None else None
+
+
 def _paged(
-    store: PagedStore, layer: int, q: Tensor, read: Mask, blocks: I4, valid: I4, scale: float
+    store: PagedStore, layer: int, q: Tensor, read: Mask, blocks: I4, valid: I4, first: I4 | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention of decode rows (n, H_q, D) over the pages that `read` (n, P) marks."""
+    """Attention of decode rows (n, H_q, D) over the pages that `read` (n, P) marks, from slot `first` (n, P) on."""
     pool = store.pool()
     widest = int(read.sum(1).max(initial=0))
     if pool is None or widest == 0:
-        return torch.zeros_like(q, dtype=torch.float32), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
+        nothing = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
+        return nothing.new_zeros(*q.shape[:2], store.v_dim), nothing
     if widest < read.shape[1]:  # bring the read pages to the front: the kernels pay for the table's width
         order = np.argsort(~read, axis=1, kind="stable")[:, :widest]
         read = np.take_along_axis(read, order, 1)
         blocks, valid = np.take_along_axis(blocks, order, 1), np.take_along_axis(valid, order, 1)
+        first = None if first is None else np.take_along_axis(first, order, 1)
     table = np.where(read, layer * store.blocks + blocks, -1).astype(np.int32)
     return paged_decode_attention(
         q,
@@ -84,6 +93,7 @@ def _paged(
         torch.from_numpy(table).to(q.device),
         torch.from_numpy(np.ascontiguousarray(valid)).to(q.device),
         scale,
+        first_token=None if first is None else torch.from_numpy(np.ascontiguousarray(first)).to(q.device),
     )
 
 
@@ -94,18 +104,21 @@ def _chunk_partials(
     for chunk in question.ask.chunks:
         count = len(chunk.segment.token_ids)
         q = question.q[first : first + count]
-        partials.append(_chunk(store, layer, chunk, rank, question.batch.owner, q, scale))
+        partials.append(_chunk(store, layer, chunk, rank, question.batch, q, scale))
         first += count
     return partials
 
 
 def _chunk(
-    store: PagedStore, layer: int, chunk: Chunk, rank: int, owner: int, q: Tensor, scale: float
+    store: PagedStore, layer: int, chunk: Chunk, rank: int, batch: OwnerBatch, q: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attention of a prefill chunk over its pages here: causal at the owner, whole at another rank."""
     here = np.flatnonzero(chunk.rank_of[layer] == rank)
     k, v = (x.transpose(1, 2).flatten(0, 1) for x in store.gather(layer, chunk.blocks[here]))
-    if rank != owner:
+    if batch.window(layer):
+        mask = _window_mask(chunk, here, store.page_shape[1], batch.window(layer))
+        return partial_attention(q, k, v, torch.from_numpy(mask).to(q.device), scale)
+    if rank != batch.owner:
         # Pages leave their owner when they are sealed, hence full: all of them precede the chunk.
         return partial_attention(q, k, v, None, scale)
     spare = store.page_shape[1] - chunk.last_page_tokens
@@ -114,19 +127,29 @@ def _chunk(
     return partial_attention(q, k, v, len(k) - len(q), scale)
 
 
+def _window_mask(chunk: Chunk, pages: NDArray[np.int64], page_tokens: int, window: int) -> Mask:
+    """(queries, keys): True where a query of the chunk sees a key of `pages`."""
+    keys = (pages[:, None] * page_tokens + np.arange(page_tokens)).ravel()
+    queries = np.arange(chunk.segment.start, chunk.segment.end)[:, None]
+    return (keys <= queries) & (keys > queries - window)
+
+
 def _page_lse(store: PagedStore, layer: int, question: Question, read: Mask, scale: float) -> Tensor:
     """Log-sum-exp of the scores of each page that observed rows read here, (observed, P, H_q)."""
     ask, batch = question.ask, question.batch
-    heads = question.q.shape[1]
+    heads, first = question.q.shape[1], batch.first_tokens(layer, store.page_shape[1])
     result = question.q.new_full((len(ask.observed), read.shape[1], heads), -torch.inf, dtype=torch.float32)
     for i, position in enumerate(ask.observed):
         pages, row = np.flatnonzero(read[position]), ask.rows[position]
         if len(pages) == 0:
             continue
         k, _ = store.gather(layer, batch.blocks[row, pages])
-        unread = torch.arange(k.shape[2]) >= torch.from_numpy(batch.page_tokens_valid[row, pages])[:, None]
+        slots = np.arange(k.shape[2])
+        unread = slots >= batch.page_tokens_valid[row, pages, None]
+        if first is not None:
+            unread |= slots < first[row, pages, None]
         scores = key_scores(question.q[position], k.transpose(1, 2), scale)
-        scores = scores.masked_fill(unread[:, :, None].to(scores.device), -torch.inf)
+        scores = scores.masked_fill(torch.from_numpy(unread)[:, :, None].to(scores.device), -torch.inf)
         result[i, torch.from_numpy(pages)] = torch.logsumexp(scores, dim=1)
     return result
 

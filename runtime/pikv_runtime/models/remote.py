@@ -24,6 +24,8 @@ class QueryShape:
 
     heads: int
     head_dim: int
+    v_dim: int
+    """Width of a head's output."""
     dtype: torch.dtype
     device: torch.device
 
@@ -110,7 +112,7 @@ class RemoteReads:
     def _prefill_share(self, asks: Mapping[tuple[int, int], Ask], reverse: bool) -> int:
         """Bytes that local ranks send for prefill tokens: queries, or (reverse) answers."""
         q, total = self._query, 0
-        per_token = q.heads * (q.head_dim + 1) * 4 if reverse else q.heads * q.head_dim * q.dtype.itemsize
+        per_token = q.heads * (q.v_dim + 1) * 4 if reverse else q.heads * q.head_dim * q.dtype.itemsize
         for (owner, rank), ask in asks.items():
             if (rank if reverse else owner) in self._transport.local_ranks:
                 total += (len(ask.tokens) - len(ask.rows)) * per_token
@@ -134,7 +136,7 @@ class RemoteReads:
     def _answer_parts(self, pair: tuple[int, int], ask: Ask) -> Parts:
         q, n, pages = self._query, len(ask.tokens), self._plan[pair[0]].blocks.shape[1]
         return [
-            ((n, q.heads, q.head_dim), torch.float32),
+            ((n, q.heads, q.v_dim), torch.float32),
             ((n, q.heads), torch.float32),
             ((len(ask.observed), pages, q.heads), torch.float32),
         ]

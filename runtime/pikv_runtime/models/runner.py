@@ -13,8 +13,9 @@ from torch import Tensor
 from pikv_runtime.cache import CentroidTable, PageDirectory, PagedStore, Shadows
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.ledger.state import CODECS
-from pikv_runtime.models.adapter import decoder_layers, geometry_of, paged_attention
+from pikv_runtime.models.adapter import ForwardPass, paged_attention
 from pikv_runtime.models.gates import Gates
+from pikv_runtime.models.geometry import decoder_layers, geometry_of
 from pikv_runtime.models.outcome import (
     Outcome,
     filled_pages,
@@ -38,21 +39,26 @@ I4 = NDArray[np.int32]
 __all__ = ["CacheView", "Filled", "ForwardResult", "ModelRunner", "Observation", "Segment", "geometry_of_model"]
 
 
-def geometry_of_model(model: Any) -> Geometry:
+def geometry_of_model(model: Any, latent: bool = True) -> Geometry:
     """The geometry that prices and page bytes of a model follow from: what the ledger must know of it.
+
+    `latent` as in `RuntimeConfig`. Sliding layers count as any other: their pages are kept.
 
     Raises:
         ValueError: The runner cannot serve this model.
     """
-    g = geometry_of(model, Gates(decoder_layers(model)).experts, page_tokens=1)  # pages play no part here
+    g = geometry_of(model, Gates(decoder_layers(model)).experts, 1, latent)  # pages play no part here
     return Geometry(
         name=str(model.config.model_type),
         layers=g.layers,
         experts=g.experts,
         query_heads=g.heads,
         kv_heads=g.kv_heads,
-        head_dim=g.head_dim,
+        head_dim=int(model.config.v_head_dim) if g.v_from_k else g.head_dim,
         native_bytes=g.dtype.itemsize,
+        v_head_dim=0 if g.v_from_k or g.v_dim == g.head_dim else g.v_dim,
+        kv_lora_rank=g.v_from_k,
+        rope_dim=g.head_dim - g.v_from_k if g.v_from_k else 0,
     )
 
 
@@ -76,10 +82,10 @@ class ModelRunner:
         self.blocks = config.blocks if blocks is None else blocks
         self.transport = transport or LocalTransport()
         self.gates = Gates(decoder_layers(model))
-        self.geometry = g = geometry_of(model, self.gates.experts, config.page_tokens)
+        self.geometry = g = geometry_of(model, self.gates.experts, config.page_tokens, config.latent)
         kv = (g.kv_heads, g.head_dim)
         self.stores = {
-            rank: PagedStore(g.layers, *kv, g.page_tokens, g.dtype, self.blocks, g.device)
+            rank: PagedStore(g.layers, *kv, g.page_tokens, g.dtype, self.blocks, g.device, g.v_dim, g.v_from_k)
             for rank in self.transport.local_ranks
         }
         self.centroids = CentroidTable(g.layers, *kv, self.blocks, g.device)
@@ -114,19 +120,19 @@ class ModelRunner:
             logits = self._run(step, every_token=True)
             return logits, self.finish(step, logits[self._last_tokens(step)].argmax(-1))
 
-    def begin(self, segments: Sequence[Segment], view: CacheView) -> Step:
-        """Plan an iteration and open the pages that the ledger placed for it."""
+    def begin(self, segments: Sequence[Segment], view: CacheView, real: Tensor | None = None) -> Step:
+        """Plan an iteration and open the pages that the ledger placed for it; `real` as in `Step`."""
         ROUTERS[view.router]
         shape = (self.blocks, self.geometry.layers)
         if view.block_codec.shape != shape:
             raise ValueError(f"the ledger has {view.block_codec.shape} (blocks, layers), the runner {shape}")
-        plan = build_plan(segments, view, self.config.page_tokens, self.transport.world)
+        plan = build_plan(segments, view, self.config.page_tokens, self.transport.world, self.geometry.windows)
         self.directory.open(view.block_codec, view.block_rank)
         self._seed(segments, view)
         g = self.geometry
         tensors = Tensors(self.stores, self.centroids, self.shadows)
-        query = QueryShape(g.heads, g.head_dim, g.dtype, g.device)
-        return Step(plan, view, tensors, self.transport, self.gates, query, g.scale)
+        query = QueryShape(g.heads, g.head_dim, g.v_dim, g.dtype, g.device)
+        return Step(plan, view, tensors, self.transport, self.gates, query, g.scale, real)
 
     def finish(self, step: Step, next_tokens: Tensor) -> ForwardResult:
         """Bind tags, measure filled pages and share it all; `next_tokens` is (local segments,)."""
@@ -165,16 +171,26 @@ class ModelRunner:
             return torch.zeros(0, self.model.config.vocab_size, device=device)
         ids = np.concatenate([batch.input_ids for batch in step.local])
         positions = np.concatenate([batch.positions for batch in step.local])
+        latents = self._latent_cache()
         with paged_attention(self.model), self.gates.tapped():
             output = self.model(
                 input_ids=torch.from_numpy(ids)[None].to(device),
                 position_ids=torch.from_numpy(positions)[None].to(device),
                 logits_to_keep=0 if every_token else last,
                 use_cache=False,
-                pikv=step,
+                past_key_values=latents,
+                pikv=ForwardPass(step, latents),
             )
         logits: Tensor = output.logits[0]
         return logits
+
+    def _latent_cache(self) -> Any:
+        """What shows the latents of one forward pass, where pages hold latents; None elsewhere."""
+        if not self.geometry.v_from_k:
+            return None
+        from pikv_runtime.models.hf_cache import LayerCache  # needs transformers, as the model does
+
+        return LayerCache(self.geometry.layers, latent=True)
 
     def _last_tokens(self, step: Step) -> Tensor:
         """Where each local segment's last token is among the packed ones, (segments,)."""
@@ -191,17 +207,18 @@ class ModelRunner:
                     *self._measure(batch, step.view),
                     *self._observations(step, batch),
                     next_tokens=next_tokens[first_segment:until],
-                    tags=torch.from_numpy(self._bind_tags(batch, first_token)),
+                    tags=torch.from_numpy(self._bind_tags(batch, step.real, first_token)),
                 )
             )
             first_segment, first_token = until, first_token + batch.tokens
         return outcomes
 
-    def _bind_tags(self, batch: OwnerBatch, first: int) -> NDArray[np.int8]:
+    def _bind_tags(self, batch: OwnerBatch, real: Tensor | None, first: int) -> NDArray[np.int8]:
         """Tags (F, L) of the pages that a batch filled; its tokens are packed from `first` on."""
         tags = [np.zeros((0, self.geometry.layers), np.int8)]
         if batch.tokens:
-            chosen = self.gates.choices()[:, first : first + batch.tokens].cpu().numpy().astype(np.int8)
+            choices = self.gates.choices() if real is None else self.gates.choices()[:, real]
+            chosen = choices[:, first : first + batch.tokens].cpu().numpy().astype(np.int8)
             at = 0
             for segment in batch.segments:
                 until = at + len(segment.token_ids)

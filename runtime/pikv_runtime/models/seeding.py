@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pikv_runtime.cache import PagedStore, Shadows
-from pikv_runtime.models.adapter import Geometry
+from pikv_runtime.models.geometry import Geometry
 from pikv_runtime.models.segments import CacheView, Segment
 from pikv_runtime.transport import Transport, pack, unpack
 

@@ -58,7 +58,10 @@ class Step:
         gates: GatePredictor,
         query: QueryShape,
         scale: float,
+        real: Tensor | None = None,
     ) -> None:
+        """`real`: indices of the packed tokens among those that the model computes, where it pads; None: all."""
+        self.real = real
         self.plan, self.view, self._tensors, self._gates = plan, view, tensors, gates
         self._scale, self._query = scale, query
         self.local = [plan[rank] for rank in transport.local_ranks]
@@ -71,8 +74,20 @@ class Step:
         )
 
     @torch.no_grad()
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the packed tokens: q (T, H_q, D), k and v (T, H_kv, D) -> (T, H_q, D) in q's dtype."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None = None) -> Tensor:
+        """Attention of the packed tokens.
+
+        Args:
+            layer: Layer index.
+            q: (T, H_q, D).
+            k: (T, H_kv, D).
+            v: (T, H_kv, D_v); not looked at where pages keep V as a part of K.
+            sinks: (H_q,) learned logits that take a share of every query's attention and give nothing back (gpt-oss);
+                applied here, once, when the parts of all ranks are merged.
+
+        Returns:
+            (T, H_q, D_v) in q's dtype.
+        """
         questions = {}
         for batch in self.local:
             part = slice(self._first[batch.owner], self._first[batch.owner] + batch.tokens)
@@ -84,7 +99,7 @@ class Step:
             out, lse = _merge(answers[batch.owner])
             if Observer.due(batch):
                 self.observer.note_mass(batch, layer, questions[batch.owner].q, lse, answers[batch.owner])
-            merged.append(out)
+            merged.append(out if sinks is None else out * torch.sigmoid(lse - sinks.float()).unsqueeze(-1))
         return (merged[0] if len(merged) == 1 else torch.cat(merged)).to(q.dtype)
 
     def serve_idle(self, layers: int) -> None:

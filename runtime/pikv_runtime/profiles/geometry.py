@@ -56,6 +56,8 @@ class Geometry:
     """Latent attention (MLA): numbers of the latent that stands for K and V of a token; 0: K and V per KV head."""
     rope_dim: int = 0
     """Latent attention: rotary numbers stored beside the latent."""
+    v_head_dim: int = 0
+    """Numbers of a V head where it differs from a K head; 0: the same."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.sliding_layers < self.layers:
@@ -69,9 +71,19 @@ class Geometry:
         return self.kv_lora_rank + self.rope_dim if self.kv_lora_rank else 0
 
     @property
+    def v_dim(self) -> int:
+        """Numbers of a V head."""
+        return self.v_head_dim or self.head_dim
+
+    @property
     def paged_layers(self) -> int:
         """Layers whose KV grows with the context."""
         return self.layers - self.sliding_layers
+
+    @property
+    def page_dims(self) -> tuple[int, int, int]:
+        """Of a stored page: heads, numbers of a K head, numbers of a V head (0: V is the first part of K)."""
+        return (1, self.latent, 0) if self.latent else (self.kv_heads, self.head_dim, self.v_dim)
 
     @property
     def read_dims(self) -> tuple[int, int]:
@@ -79,12 +91,12 @@ class Geometry:
 
         Latent attention is read absorbed: queries and outputs live in the latent space (arXiv 2405.04434, 2.1).
         """
-        return (self.latent, self.kv_lora_rank) if self.latent else (self.head_dim, self.head_dim)
+        return (self.latent, self.kv_lora_rank) if self.latent else (self.head_dim, self.v_dim)
 
     @property
     def prefill_dims(self) -> tuple[int, int]:
         """The same in prefill, where latents are expanded to heads."""
-        return self.head_dim + self.rope_dim, self.head_dim
+        return self.head_dim + self.rope_dim, self.v_dim
 
     def page_bytes(self, codec: str, page_tokens: int) -> int:
         """Bytes of one page of one layer, from the layout of the kernels' codecs, metadata included.
@@ -102,9 +114,8 @@ class Geometry:
         if self.native_bytes not in (2, 4):
             raise ValueError(f"geometry {self.name!r}: native_bytes={self.native_bytes}, allowed 4 (fp32) and 2 (bf16)")
         dtype = {4: torch.float32, 2: torch.bfloat16}[self.native_bytes]
-        heads, width = (1, self.latent) if self.latent else (self.kv_heads, self.head_dim)
-        fields = payload_fields(codec, heads, page_tokens, width, dtype)
-        return sum(field.nbytes for field in fields if not (self.latent and field.name.startswith("v")))
+        heads, width, v_dim = self.page_dims
+        return sum(field.nbytes for field in payload_fields(codec, heads, page_tokens, width, dtype, v_dim))
 
     def centroid_bytes(self) -> int:
         """Bytes of a page's mean key in one layer, bf16."""
@@ -117,7 +128,7 @@ class Geometry:
 
     def kv_token_bytes(self) -> int:
         """Native KV bytes of one token over all layers: the figure that is published for models."""
-        return self.layers * self.native_bytes * (self.latent or 2 * self.kv_heads * self.head_dim)
+        return self.layers * self.native_bytes * (self.latent or self.kv_heads * (self.head_dim + self.v_dim))
 
     def query_bytes(self, number_bytes: int = 4) -> int:
         """Bytes for one query row, layer and remote rank: q out, partial output and lse back.
