@@ -26,10 +26,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--policy", default=None, help="a heuristic such as lazy/h2o, or a bundle's folder")
     serve.add_argument("--ranks", type=int, default=1, help="virtual ranks, where torchrun does not start real ones")
     serve.add_argument("--device", default="cpu", help="cpu, or cuda (under torchrun one device per process, NCCL)")
+    serve.add_argument("--expert-parallel", action="store_true", help="under torchrun: spread expert weights, too")
     serve.add_argument("--clock", choices=("model", "wall"), default="wall")
     serve.add_argument("--read", choices=("exact", "sparse"), default="exact")
     serve.add_argument("--router", default="centroid", help="read-set router of sparse reading")
     serve.add_argument("--codec", choices=("native", "bf16"), default="native", help="top rung of the ladder")
+    serve.add_argument("--shard-map", default="expert_home", help="which rank stores a sealed page, e.g. page_stripe")
     serve.add_argument("--cap-mb", type=float, default=None, help="cap on KV of each rank, megabytes")
     serve.add_argument(
         "--journal", type=Path, default=None, help="file of unfinished requests; what it has is finished"
@@ -59,9 +61,22 @@ def _serve(arguments: argparse.Namespace) -> int:
         read=arguments.read,
         router=arguments.router if arguments.read == "sparse" else "all",
         codec=arguments.codec,
+        shard_map=arguments.shard_map,
         cap_bytes=None if arguments.cap_mb is None else int(arguments.cap_mb * 1e6),
     )
-    names = ("prompts", "model", "policy", "ranks", "clock", "device", "journal", "timeout_s", "drain_s", "interface")
+    names = (
+        "prompts",
+        "model",
+        "policy",
+        "ranks",
+        "clock",
+        "device",
+        "journal",
+        "timeout_s",
+        "drain_s",
+        "interface",
+        "expert_parallel",
+    )
     chosen = {name: getattr(arguments, name) for name in (*names, "metrics_port", "host")}
     result = serve(ServeOptions(config=config, **chosen))
     if result["rank"] == 0:
