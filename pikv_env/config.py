@@ -8,6 +8,7 @@ from typing import Literal
 
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.objective import LAMBDA1, LAMBDA2
+from pikv_runtime.shard_maps import make_shard_map
 
 TRAIN_FAMILIES = ("facts-poisson", "code-bursty", "prose-diurnal", "copy-onoff")
 
@@ -86,6 +87,9 @@ class EnvConfig:
             raise ValueError(
                 f"token_scale={self.token_scale}, ranks={self.ranks}: allowed token_scale >= 1, ranks <= {MOST_RANKS}"
             )
+        make_shard_map(self.runtime.shard_map).homes(self.ranks, 1, 1)  # a map that cannot serve so many ranks says so
+        if self.runtime.write == "copies":
+            raise ValueError("write='copies': traces know one expert of a page; only the live runtime keeps copies")
         times = 0 < self.horizon_s < math.inf and 0 <= self.drain < math.inf
         if self.ranks < 1 or self.workloads < 1 or not times:
             raise ValueError(

@@ -16,7 +16,7 @@ from pikv_env.runtime_env import RuntimeEnv
 from pikv_runtime.ledger.state import Tally
 from pikv_runtime.policy import Watch
 from pikv_runtime.serving_log import ServingRecorder
-from pikv_runtime.transport import LocalTransport, TorchDistTransport, Transport, run_ranks
+from pikv_runtime.transport import PURPOSES, LocalTransport, TorchDistTransport, Transport, run_ranks
 
 Clock = Literal["model", "wall"]
 
@@ -189,5 +189,5 @@ def _result(parts: list[dict[str, np.ndarray]], policy: str, ranks: int, clock: 
         controls_identical_on_ranks=all(np.array_equal(p["digest"], first["digest"]) for p in parts),
         fallback_decisions=int(first["guard"][0]),
         shadow=json.loads(first["shadow"].tobytes()),
-        wire_bytes=dict(zip(("control", "decode_query", "page_move", "prefill_query"), wire.tolist(), strict=True)),
+        wire_bytes=dict(zip(sorted(PURPOSES), wire.tolist(), strict=True)),
     )

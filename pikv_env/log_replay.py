@@ -106,7 +106,12 @@ def model_log(log: ServingLog, policy: Policy | None = None, prices: F8 | None =
         log: of a live run.
         policy: decides; None: the log's controls, interval by interval (the last one for any beyond).
         prices: (len(Price),) a row of the ledger; None: the log's own.
+
+    Raises:
+        LogError: of a run that kept copies of pages, of which recorded signals know nothing.
     """
+    if log.header["config"].get("write") == "copies":
+        raise LogError("the log is of a run with write='copies', which only an exact replay can play")
     s, bank, a = ledger_of(log), bank_of(log), log.arrays
     if prices is not None:
         s.prices[0] = prices
@@ -245,9 +250,11 @@ def feed(s: Ledger, a: dict[str, NDArray[Any]], seen: slice, filled: slice) -> N
     """Tell the ledger what the logged iteration found out, in the order in which the engine did."""
     for slot, mass, scores in zip(a["seen_slot"][seen], a["mass"][seen], a["score"][seen], strict=True):
         L.observe(s, 0, int(slot), mass, scores)
-    rows = zip(*(a[name][filled] for name in ("filled_slot", "filled_page", "tags", "errors")), strict=True)
-    for slot, page, tags, errors in rows:
+    rows = zip(*(a[name][filled] for name in ("filled_slot", "filled_page", "tags", "errors", "also")), strict=True)
+    for slot, page, tags, errors, also in rows:
         L.tag_page(s, 0, s.page_block[0, slot, page], tags, errors)
+        if also.size:
+            L.also_chosen(s, 0, s.page_block[0, slot, page], also)
 
 
 def _telemetry(s: Ledger) -> Telemetry:

@@ -91,7 +91,7 @@ def _header(data: bytes) -> dict[str, Any]:
 
 def lane_arrays(ledger: Ledger) -> dict[str, NDArray[Any]]:
     """The ledger's arrays whose leading axis is the lane, by name."""
-    shared = {"layer_group", "codec_bytes"}
+    shared = {"layer_group", "shard_map", "codec_bytes"}
     return {
         name: np.asarray(value)  # without numba a subclass, whose elements are Python's numbers
         for name, value in ledger._asdict().items()

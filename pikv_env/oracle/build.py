@@ -11,7 +11,6 @@ from pikv_env.oracle.stages import Stages, grid_of
 from pikv_env.oracle.timeline import Timeline
 from pikv_env.oracle.uses import Block, Paging, lay_out
 from pikv_env.pool import WorkloadPool
-from pikv_runtime.ledger.pages import home_of
 from pikv_runtime.ledger.state import F8, I8, NATIVE, Ledger, Price
 
 LEAST_WINDOW = 1
@@ -29,8 +28,11 @@ def build_problem(
     """The problem of `timeline` under `cap_bytes` on each rank.
 
     Raises:
-        ValueError: the pool has a host tier, which the problem knows nothing of; or other codecs than four.
+        ValueError: the pool has a host tier, which the problem knows nothing of; homes that depend on the run; or other
+            codecs than four.
     """
+    if pool.config.runtime.shard_map.partition(":")[0] in ("load_aware", "shard_eplb"):
+        raise ValueError(f"shard_map={pool.config.runtime.shard_map!r}: the oracle needs homes that are known ahead")
     if pool.config.host > 0 or pool.config.runtime.host_bytes:
         raise ValueError(f"host={pool.config.host}: the oracle knows no host tier, only host=0")
     s, reference = pool.store, pool.prepared[workload].reference
@@ -90,11 +92,11 @@ def _texts(pool: WorkloadPool, blocks: list[Block]) -> dict[str, Any]:
     errors = np.zeros((len(blocks), s.layers, len(STATES)), np.float32)
     errors[..., :GONE] = np.minimum(1.0, codec_errors[..., [NATIVE, s.top_codec, 2, 3]])
     errors[..., GONE] = 1.0
-    homes = np.array([home_of(s, tag, 0) for tag in range(s.experts)] + [0], np.int8)
+    homes = s.shard_map[depth[:, None] % s.ranks, tags, s.layer_group[None]]  # untagged (-1): the last row
     return {
         "depth": depth,
         "chain": np.array([block.chain for block in blocks], np.int32),
-        "home": homes[tags],  # untagged (-1): the last entry
+        "home": np.maximum(homes, 0),
         "errors": errors,
     }
 

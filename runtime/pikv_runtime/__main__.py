@@ -27,10 +27,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--ranks", type=int, default=1, help="virtual ranks, where torchrun does not start real ones")
     serve.add_argument("--device", default="cpu", help="cpu, cuda (one per process under torchrun), or auto")
     serve.add_argument("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved")
+    serve.add_argument("--expert-parallel", action="store_true", help="under torchrun: spread expert weights, too")
     serve.add_argument("--clock", choices=("model", "wall"), default="wall")
     serve.add_argument("--read", choices=("exact", "sparse"), default="exact")
     serve.add_argument("--router", default="centroid", help="read-set router of sparse reading")
     serve.add_argument("--codec", choices=("native", "bf16"), default="native", help="top rung of the ladder")
+    serve.add_argument("--shard-map", default="expert_home", help="which rank stores a sealed page, e.g. page_stripe")
     serve.add_argument("--cap-mb", type=float, default=None, help="cap on KV of each rank, megabytes")
     serve.add_argument(
         "--journal", type=Path, default=None, help="file of unfinished requests; what it has is finished"
@@ -60,6 +62,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         read=arguments.read,
         router=arguments.router if arguments.read == "sparse" else "all",
         codec=arguments.codec,
+        shard_map=arguments.shard_map,
         cap_bytes=None if arguments.cap_mb is None else int(arguments.cap_mb * 1e6),
     )
     names = (
@@ -74,6 +77,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         "timeout_s",
         "drain_s",
         "interface",
+        "expert_parallel",
     )
     chosen = {name: getattr(arguments, name) for name in (*names, "metrics_port", "host")}
     result = serve(ServeOptions(config=config, **chosen))

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pikv_runtime.block_rules import make_block_rule
+from pikv_runtime.shard_maps import make_shard_map
 
 ROUTER_CODES = {"all": 0, "gate": 1, "centroid": 2}
 """Routers by the number that the ledger knows them by."""
+COPYING = ("expert_home", "paper_xor", "rendezvous")
+"""Shard maps under which an expert has a home."""
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -36,6 +39,12 @@ class RuntimeConfig:
     """Order of cached blocks where no policy names one: a spec of `pikv_runtime.block_rules`, such as `s3fifo`."""
     latent: bool = True
     """Models with latent attention (MLA): pages hold the latent and the rotary key; False: K and V of every head."""
+    shard_map: str = "expert_home"
+    """Which rank stores a sealed page: a spec of `pikv_runtime.shard_maps`, such as `page_stripe`."""
+    write: Literal["single", "copies"] = "single"
+    """`copies`: a sealed page is kept on the homes of several experts that its tokens chose, as PiKV's paper has it."""
+    copies: int = 2
+    """How many, the most chosen first, under `write="copies"`; further copies give way to anything else."""
     cap_bytes: int | None = None
     """Hard cap on KV bytes of each rank; None: no cap."""
     host_bytes: int | None = None
@@ -75,6 +84,14 @@ class RuntimeConfig:
         _choice("top-rung codec", self.codec, ("native", "bf16"))
         _choice("router", self.router, tuple(ROUTER_CODES))
         make_block_rule(self.block_rule)
+        _choice("write", self.write, ("single", "copies"))
+        if self.copies < 2:
+            raise ValueError(f"copies={self.copies}: allowed from 2; for one copy of a page, write='single'")
+        if make_shard_map(self.shard_map).kind not in COPYING and self.write == "copies":
+            raise ValueError(
+                f"write='copies' with shard_map={self.shard_map!r}: copies go to experts' homes; "
+                f"allowed: {', '.join(COPYING)}"
+            )
         if self.read == "sparse" and self.router == "all":
             # It ranks nothing: a fan-out below 1 would read the lowest pages, whatever they hold.
             allowed = ", ".join(repr(name) for name in ROUTER_CODES if name != "all")

@@ -281,7 +281,10 @@ class Engine:
             pad = ((0, 0), (0, pages - seen.mass.shape[1]))
             L.observe(s, 0, seen.slot, np.pad(seen.mass, pad), np.pad(seen.score, pad))
         for filled in sorted(result.filled, key=lambda f: (f.slot, f.page)):
-            L.tag_page(s, 0, s.page_block[0, filled.slot, filled.page], filled.tags, filled.errors)
+            block = s.page_block[0, filled.slot, filled.page]
+            L.tag_page(s, 0, block, filled.tags, filled.errors)
+            if filled.also is not None and filled.also.size:
+                L.also_chosen(s, 0, block, filled.also)
 
     def _postprocess(self, result: ForwardResult, started: float) -> None:
         """Record tokens, let time pass, commit the iteration."""

@@ -46,7 +46,7 @@ def joined_ranks(
         interface: network interface that links between ranks listen on, such as `eth0`; None: loopback.
 
     Raises:
-        ValueError: ranks on several machines, and no interface.
+        ValueError: ranks on several machines, and no interface; or `ranks` contradicts the number of processes.
         RankLostError: a rank was lost while joining, or later, by any collective.
     """
     if not timeout_s > 0:
@@ -55,6 +55,8 @@ def joined_ranks(
     if world == 1:
         yield Joined(LocalTransport(ranks), device)
         return
+    if ranks not in (1, world):
+        raise ValueError(f"ranks={ranks} in {world} processes of torchrun: leave it out, every process is one rank")
     import torch.distributed as dist
     from torch._C._distributed_c10d import PrefixStore
 

@@ -176,7 +176,7 @@ class WatchedTransport:
     def __init__(self, transport: Transport, liveness: Liveness) -> None:
         self._transport, self._liveness = transport, liveness
         self.world, self.rank, self.local_ranks = transport.world, transport.rank, transport.local_ranks
-        self.sent_bytes = transport.sent_bytes
+        self.sent_bytes, self.collectives = transport.sent_bytes, transport.collectives
 
     def all_to_all(
         self, outgoing: Sequence[Sequence[Tensor]], incoming_bytes: Sizes, purpose: str

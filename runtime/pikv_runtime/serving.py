@@ -37,6 +37,8 @@ class ServeOptions:
     device: str = "cpu"
     """As `load_model` takes it; under torchrun `cuda` is one device for each process of the machine."""
     dtype: str = "float32"
+    expert_parallel: bool = False
+    """Spread expert weights over the processes of torchrun, too."""
     journal: Path | None = None
     timeout_s: float = 120.0
     """After which a rank that does not answer is lost."""
@@ -79,8 +81,13 @@ def serve(options: ServeOptions) -> dict[str, Any]:
     with ranks as joined, draining_on_signals(inbox, options.drain_s), _endpoint(options, joined) as endpoint:
         from pikv_runtime.engine import Engine
 
+        model = model.to(joined.device)
+        if options.expert_parallel:
+            from pikv_runtime.models.experts import spread_experts
+
+            spread_experts(model, joined.device)
         engine = Engine(
-            model.to(joined.device), options.config, options.policy, clock=options.clock, transport=joined.transport,
+            model, options.config, options.policy, clock=options.clock, transport=joined.transport,
             journal=options.journal, inbox=inbox,
         )  # fmt: skip
         try:
@@ -132,6 +139,8 @@ def _serve(engine: Engine, workload: RequestList, tokenizer: Any, endpoint: Metr
         "unfinished": sorted(engine.progress.unfinished()),
         "costs": json.loads(engine.costs().to_json()),
         "metrics": as_json(read(engine)),
+        "ranks": engine.transport.world,
+        "wire": {"sent_bytes": dict(engine.transport.sent_bytes), "collectives": dict(engine.transport.collectives)},
     }
 
 

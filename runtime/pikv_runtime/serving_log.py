@@ -38,6 +38,7 @@ COMPARED = (
     "slot_request", "slot_owner", "slot_tokens", "page_block", "page_live", "page_ghost",
     "page_mass", "page_reads", "page_last_s",
     "block_hash", "block_cached", "block_host", "block_refs", "block_codec", "block_rank", "block_tag",
+    "block_copies", "shard_home",
     "req_status", "req_hit_tokens", "req_preempted", "req_first_s", "req_finish_s", "req_loss",
 )  # fmt: skip
 REQUESTS = ("req_arrival_s", "req_prompt", "req_output", "req_class", "req_audited", "req_hashes")
@@ -48,6 +49,7 @@ _ROWS = {
     "decided_at": "D", "decided_groups": "D", "decided_globals": "D", "told_groups": "D", "told_globals": "D",
     "seen_at": "O", "seen_slot": "O", "seen_request": "O", "mass": "O", "score": "O",
     "filled_at": "F", "filled_slot": "F", "filled_request": "F", "filled_page": "F", "tags": "F", "errors": "F",
+    "also": "F",
 }  # fmt: skip
 _FIXED = (*REQUESTS, *CLASSES, "prices", "lambdas", "final_tally")
 
@@ -76,8 +78,8 @@ class ServingLog:
     (T, len(COMPARED)) after it; `plan` (T, slots) tokens. `decided_at` (D,) iterations made before a decision,
     `decided_groups` (D, N, 3), `decided_globals` (D, 17), and the telemetry that it answered, `told_*`. `seen_at`,
     `seen_slot`, `seen_request` (O,), `mass` and `score` (O, L, P). `filled_at`, `filled_slot`, `filled_request`,
-    `filled_page` (F,), `tags` (F, L), `errors` (F, L, codecs). `req_*` (R, ...), `class_*`, `prices`, `lambdas` as in
-    the ledger; `final_tally` after the episode was closed.
+    `filled_page` (F,), `tags` (F, L), `also` (F, L, copies - 1), `errors` (F, L, codecs). `req_*` (R, ...),
+    `class_*`, `prices`, `lambdas` as in the ledger; `final_tally` after the episode was closed.
     """
 
     header: dict[str, Any]
@@ -179,6 +181,8 @@ class ServingRecorder:
             request = int(s.slot_request[0, filled.slot])
             self._add(filled_at=at, filled_slot=filled.slot, filled_page=filled.page, filled_request=request)
             self._add(tags=filled.tags.copy(), errors=filled.errors.copy())
+            also = np.zeros((int(s.layers), 0), np.int8) if filled.also is None else filled.also.copy()
+            self._add(also=also)
 
     def committed(self, s: Ledger, seconds: float) -> None:
         """Keep what the ledger is after an iteration of so many seconds."""
@@ -190,7 +194,8 @@ class ServingRecorder:
         s = self.engine.ledger
         shapes = _empty_rows(s)
         rows: Arrays = {
-            name: np.array(self._rows[name], kind).reshape(-1, *shape) for name, (shape, kind) in shapes.items()
+            name: np.array(self._rows[name], kind).reshape(len(self._rows[name]), *shape)
+            for name, (shape, kind) in shapes.items()
         }
         return ServingLog(dict(self.header), {**self._fixed, **rows, "final_tally": s.tally[0].copy()})
 
@@ -260,6 +265,7 @@ def _empty_rows(s: Ledger) -> dict[str, tuple[tuple[int, ...], type]]:
         "mass": ((layers, pages), np.float32),
         "score": ((layers, pages), np.float32),
         "tags": ((layers,), np.int8),
+        "also": ((layers, int(s.copies) - 1), np.int8),
         "errors": ((layers, codecs), np.float32),
         **dict.fromkeys((*scalars, "filled_page"), ((), np.int32)),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -85,9 +86,9 @@ def serve_process(rank: int, world: int, config, policies, clock="model", kind=E
     return serve(TorchDistTransport(timeout_s=100), config, policies[rank], clock, kind)
 
 
-def in_processes(*args):
+def in_processes(*args, world=RANKS):
     model()  # once, before the fork
-    return run_ranks(serve_process, RANKS, *args, timeout_s=200)
+    return run_ranks(serve_process, world, *args, timeout_s=200)
 
 
 def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], exactly: bool = True) -> None:
@@ -118,6 +119,16 @@ def test_rank_zero_overrules_a_rank_that_would_decide_otherwise() -> None:
     assert_same(first, serve(LocalTransport(RANKS), LOSSY, policies[0]), exactly=False)
     alone = serve(LocalTransport(RANKS), LOSSY, policies[1])
     assert not np.array_equal(alone["controls"], first["controls"])  # it did want something else
+
+
+def test_four_ranks_obey_the_one_that_decides() -> None:
+    config = dataclasses.replace(LOSSY, shard_map="load_aware", cap_bytes=None)
+    own = tuple(f"static:ratio={1.5 + rank},evict=0.2,fan_out=0.5/h2o" for rank in range(4))
+    first, *others = in_processes(config, own, "model", Headstrong, world=4)
+    for other in others:
+        assert_same(first, other)
+    assert_same(first, serve(LocalTransport(4), config, own[0]), exactly=False)
+    assert len(np.unique(first["controls"])) > 3
 
 
 def test_on_the_wall_clock_both_ranks_keep_rank_zeros_time() -> None:

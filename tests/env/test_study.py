@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +16,9 @@ from pikv_env.study.settings import BASE, KeepShare, Setting, settings
 from pikv_env.traces import synthetic_library
 from pikv_runtime.contract import EVICT_MAX, GroupControl, GroupFeature, Telemetry
 from pikv_runtime.controllers import make_policy
-from pikv_runtime.ledger.pages import home_of
 from pikv_runtime.models import load_model, step
 from pikv_runtime.registry import UnknownNameError
+from pikv_runtime.shard_maps import make_shard_map
 
 PROBES = {"facts": 1, "dictionary": 1}
 
@@ -153,10 +152,9 @@ def test_a_gate_that_knew_the_mass_would_be_seen_to_know_it() -> None:
 
 def test_homes_are_the_ledgers() -> None:
     look = placement.Look(0, 0, np.ones(8) / 8, 1.0, np.arange(8), np.ones(8) / 8, np.zeros(8))
-    rule = getattr(home_of, "py_func", home_of)
     for ranks in placement.RANKS:
-        state = SimpleNamespace(ranks=ranks, experts=8)
-        assert placement.homes(look, "expert", ranks, 8).tolist() == [rule(state, tag, 0) for tag in range(8)]
+        table = make_shard_map("expert_home").homes(ranks, 8, 1)[0, :8, 0]
+        assert placement.homes(look, "expert", ranks, 8).tolist() == table.tolist()
         assert np.bincount(placement.homes(look, "stripe", ranks, 8)).max() == 8 // ranks
 
 

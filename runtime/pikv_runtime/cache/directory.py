@@ -28,7 +28,7 @@ class PageDirectory:
         self.stores = stores
         self._transport = transport
         self._codec = np.full((blocks, layers), ABSENT, np.int8)
-        self._rank = np.zeros((blocks, layers), np.int8)
+        self._held = np.zeros((transport.world, blocks, layers), np.bool_)  # which ranks hold a page; mostly one
         self._host = np.zeros((blocks, layers), np.bool_)
 
     def open(self, block_codec: NDArray[np.int8], block_rank: NDArray[np.int8]) -> None:
@@ -37,7 +37,8 @@ class PageDirectory:
         if len(blocks) == 0:
             return
         ranks = block_rank[blocks, layers]
-        self._codec[blocks, layers], self._rank[blocks, layers] = NATIVE, ranks
+        self._codec[blocks, layers] = NATIVE
+        self._held[ranks, blocks, layers] = True
         for rank, store in self.stores.items():
             here = ranks == rank
             if here.any():
@@ -53,7 +54,9 @@ class PageDirectory:
         for wave in _waves(events):
             self._free(wave[wave[:, 0] == Event.FREE])
             self._encode(wave[wave[:, 0] == Event.ENCODE])
-            self._move(wave[wave[:, 0] == Event.MOVE])
+            self._send(wave[wave[:, 0] == Event.MOVE], move=True)
+            self._send(wave[wave[:, 0] == Event.COPY], move=False)
+            self._drop(wave[wave[:, 0] == Event.DROP])
             self._swap(wave[wave[:, 0] == Event.SWAP_OUT], out=True)
             self._swap(wave[wave[:, 0] == Event.SWAP_IN], out=False)
 
@@ -62,35 +65,46 @@ class PageDirectory:
         # Pages that the ledger placed and freed between two forward passes never had tensors.
         known = self._codec[blocks, layers] != ABSENT
         blocks, layers = blocks[known], layers[known]
-        ranks, hosted = self._rank[blocks, layers], self._host[blocks, layers]
+        hosted = self._host[blocks, layers]
         for rank, store in self.stores.items():
+            held = self._held[rank, blocks, layers]
             for free, here in ((store.free, ~hosted), (store.free_host, hosted)):
-                some = here & (ranks == rank)
+                some = here & held
                 if some.any():
                     free(layers[some], blocks[some])
         self._codec[blocks, layers], self._host[blocks, layers] = ABSENT, False
+        self._held[:, blocks, layers] = False
+
+    def _drop(self, events: I4) -> None:
+        """Free single copies; the pages stay on other ranks."""
+        blocks, layers, ranks = events[:, 1], events[:, 2], events[:, 4]
+        for rank, store in self.stores.items():
+            here = ranks == rank
+            if here.any():
+                store.free(layers[here], blocks[here])
+        self._held[ranks, blocks, layers] = False
 
     def _swap(self, events: I4, out: bool) -> None:
         """Move pages between a rank's device and its host memory."""
         blocks, layers = events[:, 1], events[:, 2]
         for rank, store in self.stores.items():
-            here = self._rank[blocks, layers] == rank
+            here = self._held[rank, blocks, layers]
             if here.any():
                 (store.swap_out if out else store.swap_in)(layers[here], blocks[here])
         self._host[blocks, layers] = out
 
     def _encode(self, events: I4) -> None:
-        ranks = self._rank[events[:, 1], events[:, 2]]
         for codec in np.unique(events[:, 4]).tolist():
             chosen = events[:, 4] == codec
             blocks, layers = events[chosen, 1], events[chosen, 2]
             for rank, store in self.stores.items():
-                here = ranks[chosen] == rank
+                here = self._held[rank, blocks, layers]
                 if here.any():
                     store.encode(layers[here], blocks[here], codec)
             self._codec[blocks, layers] = codec
 
-    def _move(self, events: I4) -> None:
+    def _send(self, events: I4, move: bool) -> None:
+        """Send pages to other ranks; with `move` their senders forget them."""
         if len(events) == 0:
             return
         world, local = self._transport.world, self._transport.local_ranks
@@ -103,22 +117,24 @@ class PageDirectory:
         def pages(src: int, dst: int) -> NDArray[np.bool_]:
             return (sources == src) & (targets == dst)
 
-        outgoing = [[self._pick_up(blocks, layers, pages(i, d), i) for d in range(world)] for i in local]
+        outgoing = [[self._pick_up(blocks, layers, pages(i, d), i, move) for d in range(world)] for i in local]
         incoming = [[int(size[pages(s, i)].sum()) for s in range(world)] for i in local]
         messages = self._transport.all_to_all(outgoing, incoming, "page_move")
         for i, received in zip(local, messages, strict=True):
             for src, message in enumerate(received):
                 self._set_down(blocks, layers, pages(src, i), i, message)
-        self._rank[blocks, layers] = targets
+        self._held[sources, blocks, layers] = not move
+        self._held[targets, blocks, layers] = True
 
     def _by_codec(self, blocks: I4, layers: I4, chosen: NDArray[np.bool_]) -> Iterator[tuple[int, I8]]:
         codecs = self._codec[blocks, layers]
         for codec in np.unique(codecs[chosen]).tolist():
             yield codec, np.flatnonzero(chosen & (codecs == codec))
 
-    def _pick_up(self, blocks: I4, layers: I4, chosen: NDArray[np.bool_], rank: int) -> Tensor:
+    def _pick_up(self, blocks: I4, layers: I4, chosen: NDArray[np.bool_], rank: int, move: bool) -> Tensor:
         store = self.stores[rank]
-        parts = [store.take(layers[some], blocks[some]) for _, some in self._by_codec(blocks, layers, chosen)]
+        read = store.take if move else store.read
+        parts = [read(layers[some], blocks[some]) for _, some in self._by_codec(blocks, layers, chosen)]
         return pack(parts)
 
     def _set_down(self, blocks: I4, layers: I4, chosen: NDArray[np.bool_], rank: int, message: Tensor) -> None:

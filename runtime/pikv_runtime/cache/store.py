@@ -180,13 +180,17 @@ class PagedStore:
 
     def take(self, layers: ArrayLike, blocks: ArrayLike) -> Tensor:
         """Remove pages of one codec and return their bytes, (n, page_bytes) uint8."""
+        flat = self.read(layers, blocks)
+        self._remove(self.page_ids(layers, blocks))
+        return flat
+
+    def read(self, layers: ArrayLike, blocks: ArrayLike) -> Tensor:
+        """The bytes of pages of one codec, (n, page_bytes) uint8."""
         ids = self._resident(layers, blocks)
         codec = int(self._codec[ids[0]])
         if (self._codec[ids] != codec).any():
             raise ValueError("pages taken together must share one codec")
-        pages = self._rows[codec].payload.select(self._index(self._row[ids]))
-        self._remove(ids)
-        return pages.to_bytes()
+        return self._rows[codec].payload.select(self._index(self._row[ids])).to_bytes()
 
     def put(self, layers: ArrayLike, blocks: ArrayLike, codec: int, flat: Tensor) -> None:
         """Store pages that another rank took; `flat` is (n, page_bytes) uint8."""

@@ -24,20 +24,26 @@ def open_slot(s: Ledger, i: int) -> int:
 
 
 @jit
+def _kept(s: Ledger, i: int, rank: int) -> int:
+    """Bytes on `rank` that making room for somebody else does not free."""
+    return s.bytes_rank[i, rank] - s.cached_bytes[i, rank] - s.copy_bytes[i, rank]
+
+
+@jit
 def _pick_owner(s: Ledger, i: int) -> int:
     """The rank with the most free bytes; the lowest of equals."""
     best = 0
     for rank in range(1, s.ranks):
-        if s.bytes_rank[i, rank] - s.cached_bytes[i, rank] < s.bytes_rank[i, best] - s.cached_bytes[i, best]:
+        if _kept(s, i, rank) < _kept(s, i, best):
             best = rank
     return best
 
 
 @jit
 def _room_beside(s: Ledger, i: int, q: int, hits: int, rank: int) -> int:
-    """Bytes that evicting all cached blocks would leave free on `rank`, request `q`'s own hits there (cached ones are
-    not there for evicting, those in the host come back)."""
-    free = s.cap_bytes[i] - s.bytes_rank[i, rank] + s.cached_bytes[i, rank]
+    """Bytes that giving up all cached blocks and copies would leave free on `rank`, request `q`'s own hits there
+    (cached ones are not there for evicting, those in the host come back)."""
+    free = s.cap_bytes[i] - _kept(s, i, rank)
     for p in range(hits):
         block = find(s, i, s.req_hashes[i, q, p])
         if s.block_cached[i, block] == 1 or s.block_host[i, block] == IN_HOST:

@@ -29,6 +29,8 @@ class Dims(NamedTuple):
     blocks: int
     events: int = 0
     host: bool = False
+    copies: int = 1
+    twins: bool = False
 
     @property
     def groups(self) -> int:
@@ -59,6 +61,11 @@ def _lane_arrays(d: Dims) -> dict[str, NDArray]:
         "host_bytes": np.zeros((n, g), np.int64),
         "host_queued": np.zeros(n, np.int32),
         "host_count": np.zeros(n, np.int32),
+        "shard_home": np.zeros((n, g, d.experts + 1, d.layer_groups), np.int8),
+        "shard_load": np.zeros((n, d.groups)),
+        "shard_twin": np.full((n, d.groups), -1, np.int8),
+        "since_rebalance": np.zeros(n, np.int32),
+        "copy_bytes": np.zeros((n, g), np.int64),
         "rank_s": np.zeros((n, 3, g)),
         "running_count": np.zeros(n, np.int32),
         "cached_count": np.zeros(n, np.int32),
@@ -167,6 +174,8 @@ def _block_arrays(d: Dims) -> dict[str, NDArray]:
         "index_key": entries["key"],
         "index_slot": entries["slot"],
         "victims": np.zeros((n, 2 * b), np.int64),
+        "block_copies": np.zeros((n, b if d.copies > 1 or d.twins else 0, d.layers), np.int64),
+        "block_also": np.full((n, b if d.copies > 1 else 0, d.layers, d.copies - 1), -1, np.int8),
         "host_order": np.zeros((n, 2 * b if d.host else 0), np.int64),
         "host_value": np.zeros((n, 2 * b if d.host else 0)),
     }

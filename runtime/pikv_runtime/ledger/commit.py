@@ -6,7 +6,7 @@ from pikv_runtime.contract import GlobalControl
 from pikv_runtime.ledger.admission import retire
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pages import tell_users
-from pikv_runtime.ledger.references import fill, seal
+from pikv_runtime.ledger.references import copy_out, fill, seal
 from pikv_runtime.ledger.schedule import tpot_rate, ttft_rate
 from pikv_runtime.ledger.state import F4, I1, Ledger, Status, Tally
 from pikv_runtime.ledger.utility import window_start
@@ -42,6 +42,14 @@ def tag_page(s: Ledger, i: int, block: int, tags: I1, errors: F4) -> None:
 
 
 @jit
+def also_chosen(s: Ledger, i: int, block: int, experts: I1) -> None:
+    """Bind the further experts (L, copies - 1), -1 none, that the tokens of a page range chose, beside its tags."""
+    for layer in range(s.layers):
+        for j in range(s.copies - 1):
+            s.block_also[i, block, layer, j] = experts[layer, j]
+
+
+@jit
 def filled_pages(s: Ledger, i: int, r: int) -> tuple[int, int]:
     """Pages [first, last) of slot `r` that the planned tokens fill."""
     first = s.slot_tokens[i, r] // s.page_tokens
@@ -54,7 +62,9 @@ def seal_outside(s: Ledger, i: int, r: int) -> None:
     """Seal every page of a decoding slot that has left the always-on set (what lies before the window is full)."""
     recent = window_start(s, i, r)
     while s.slot_sealed[i, r] < recent:
-        seal(s, i, s.page_block[i, r, s.slot_sealed[i, r]])
+        block = s.page_block[i, r, s.slot_sealed[i, r]]
+        seal(s, i, block)
+        copy_out(s, i, block)
         s.slot_sealed[i, r] += 1
 
 

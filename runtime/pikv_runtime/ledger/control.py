@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pikv_runtime.contract import GlobalControl, GroupControl
+from pikv_runtime.ledger.balance import rebalance_if_due
 from pikv_runtime.ledger.commit import seal_outside
 from pikv_runtime.ledger.heap import heapify, pop
 from pikv_runtime.ledger.jit import jit
@@ -194,3 +195,4 @@ def apply_control(s: Ledger, i: int) -> None:
         _steer_live(s, i)
     _compress_cached(s, i)
     _limit_cached(s, i)
+    rebalance_if_due(s, i)

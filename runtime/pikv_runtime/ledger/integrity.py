@@ -87,7 +87,7 @@ def _check_references(s: Ledger, i: int) -> None:
         _demand(bool((s.page_block[i, r, count:] < 0).all()), f"slot {r} lists pages beyond its end")
         np.add.at(refs, blocks, s.page_live[i, r, :, :count].T)
         _demand(bool((s.block_depth[i, blocks] == np.arange(count)).all()), f"slot {r}: a block out of position")
-        _check_copies(s, i, r, count)
+        _check_facts(s, i, r, count)
         whole += sum(s.block_exact[i, b] and s.block_full[i, b] and (s.block_codec[i, b] >= 0).all() for b in blocks)
         if s.slot_request[i, r] >= 0:
             _check_reads(s, i, r)
@@ -108,10 +108,11 @@ def _check_references(s: Ledger, i: int) -> None:
         _demand(bool((resident == (refs[b] > 0)).all()), f"block {b}: resident {resident} for references {refs[b]}")
 
 
-def _check_copies(s: Ledger, i: int, r: int, count: int) -> None:
+def _check_facts(s: Ledger, i: int, r: int, count: int) -> None:
     """What slot `r` keeps beside its pages is what their blocks say."""
     live, blocks = s.page_live[i, r, :, :count] == 1, s.page_block[i, r, :count]
-    for name in ("codec", "rank", "tag", "refs"):
+    _demand(_reads_one(s, i, r, live, blocks), f"slot {r}: a page is read where it is not")
+    for name in ("codec", "tag", "refs"):
         copy, truth = getattr(s, f"page_{name}")[i, r, :, :count], getattr(s, f"block_{name}")[i, blocks].T
         _demand(bool((copy == truth)[live].all()), f"slot {r}: {name} of a page differs from its block's")
     codec = np.maximum(s.block_codec[i, blocks], 0)[..., None]
@@ -119,6 +120,17 @@ def _check_copies(s: Ledger, i: int, r: int, count: int) -> None:
     _demand(bool((s.page_error[i, r, :, :count] == errors)[live].all()), f"slot {r}: a page's error differs")
     sealed = s.block_sealed[i, blocks[s.sink_pages : s.slot_sealed[i, r]]]
     _demand(bool(sealed.all()), f"slot {r}: a page before slot_sealed is not sealed")
+
+
+def _reads_one(s: Ledger, i: int, r: int, live: I8, blocks: I8) -> bool:
+    """Whether slot `r` reads every page on a rank that holds it, on its owner's wherever that one does."""
+    ranks, home = s.page_rank[i, r, :, : len(blocks)], s.block_rank[i, blocks].T
+    if not s.block_copies.shape[1]:
+        return bool((ranks == home)[live].all())
+    copies = np.asarray(s.block_copies[i, blocks]).T
+    there = (ranks == home) | ((copies >> ranks.astype(np.int64)) & 1 == 1)
+    near = (home == s.slot_owner[i, r]) | ((copies >> int(s.slot_owner[i, r])) & 1 == 1)
+    return bool(there[live].all()) and bool((ranks == s.slot_owner[i, r])[live & near & (copies != 0)].all())
 
 
 def _check_reads(s: Ledger, i: int, r: int) -> None:
@@ -136,10 +148,19 @@ def _check_bytes(s: Ledger, i: int) -> None:
     occupied = np.ones(s.free_slots.shape[1], bool)
     occupied[free] = False
     occupied[_hosted(s, i)] = False
+    holders = np.asarray(s.block_copies[i])
+    once = (s.block_users[i, : len(holders)] == 0) | ~occupied[: len(holders)]
+    _demand(not holders[once].any(), "a page that nobody reads has copies")
+    _demand(not holders[s.block_codec[i, : len(holders)] < 0].any(), "a page that is gone has copies")
     for rank in range(s.ranks):
         here = (s.block_codec[i] >= 0) & (s.block_rank[i] == rank) & occupied[:, None]
         size = s.codec_bytes[np.maximum(s.block_codec[i], 0)]
-        total = int(size[here].sum())
+        further = (holders >> rank) & 1 == 1
+        copied = int(size[: len(further)][further].sum())
+        twice = further & (s.block_rank[i, : len(further)] == rank)
+        _demand(not twice.any(), f"rank {rank} holds a page twice")
+        _demand(copied == s.copy_bytes[i, rank], f"rank {rank}: {copied} in copies, {s.copy_bytes[i, rank]} counted")
+        total = int(size[here].sum()) + copied
         cached = int(size[here & (s.block_cached[i] == 1)[:, None]].sum())
         ghosts = int(s.page_ghost[i][(s.slot_request[i] >= 0) & (s.slot_owner[i] == rank)].sum())
         total += ghosts * s.ghost_bytes

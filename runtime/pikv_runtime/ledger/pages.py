@@ -6,6 +6,7 @@ from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.state import NATIVE, Event, Ledger, Price, Tally
 from pikv_runtime.ledger.sums import add_page, part_of
 from pikv_runtime.ledger.utility import always_on
+from pikv_runtime.shard_maps.base import LEAST_LOADED
 
 
 @jit
@@ -76,7 +77,7 @@ def write_fact(s: Ledger, i: int, r: int, p: int, block: int, layer: int) -> Non
     """Copy a page's facts and count nothing."""
     codec = s.block_codec[i, block, layer]
     s.page_codec[i, r, layer, p] = codec
-    s.page_rank[i, r, layer, p] = s.block_rank[i, block, layer]
+    s.page_rank[i, r, layer, p] = reading_rank(s, i, r, block, layer)
     s.page_tag[i, r, layer, p] = s.block_tag[i, block, layer]
     s.page_refs[i, r, layer, p] = s.block_refs[i, block, layer]
     s.page_error[i, r, layer, p] = s.block_error[i, block, layer, max(codec, 0)]
@@ -98,11 +99,102 @@ def tell_users(s: Ledger, i: int, block: int) -> None:
 
 
 @jit
-def home_of(s: Ledger, tag: int, owner: int) -> int:
-    """Rank that stores the shard of expert `tag` (`expert_home`); untagged pages stay with their owner."""
-    if tag < 0:
-        return owner
-    return tag * s.ranks // s.experts
+def home_of(s: Ledger, i: int, block: int, layer: int) -> int:
+    """Rank that page (block, layer), which is being sealed, belongs on by the lane's shard map."""
+    tag, here = s.block_tag[i, block, layer], s.block_rank[i, block, layer]
+    row = tag if tag >= 0 else s.experts
+    home = s.shard_home[i, s.block_depth[i, block] % s.ranks, row, s.layer_group[layer]]
+    if home >= 0:
+        return home
+    return _least_loaded(s, i, block, layer) if home == LEAST_LOADED else here
+
+
+@jit
+def _least_loaded(s: Ledger, i: int, block: int, layer: int) -> int:
+    """The rank with the fewest bytes, this page apart; its own rank among equals, else the lowest."""
+    best = s.block_rank[i, block, layer]
+    least = s.bytes_rank[i, best] - s.codec_bytes[s.block_codec[i, block, layer]]
+    for rank in range(s.ranks):
+        if s.bytes_rank[i, rank] < least:
+            best, least = rank, s.bytes_rank[i, rank]
+    return best
+
+
+@jit
+def holds_copy(s: Ledger, i: int, block: int, layer: int, rank: int) -> bool:
+    """Whether `rank` holds a further copy of page (block, layer)."""
+    return s.block_copies.shape[1] > 0 and (s.block_copies[i, block, layer] >> rank) & 1 == 1
+
+
+@jit
+def copies_of(s: Ledger, i: int, block: int, layer: int) -> int:
+    """Further copies of page (block, layer)."""
+    count = 0
+    if s.block_copies.shape[1] > 0 and s.block_copies[i, block, layer] != 0:
+        for rank in range(s.ranks):
+            count += 1 if holds_copy(s, i, block, layer, rank) else 0
+    return count
+
+
+@jit
+def reading_rank(s: Ledger, i: int, r: int, block: int, layer: int) -> int:
+    """The one rank on which slot `r` reads page (block, layer): its owner's copy if there is one, else slots take the
+    holders in turn. One rank for each reader: no copy's attention mass counts twice."""
+    home, owner = s.block_rank[i, block, layer], s.slot_owner[i, r]
+    count = copies_of(s, i, block, layer)
+    if count == 0 or holds_copy(s, i, block, layer, owner):
+        return home if count == 0 else owner
+    turn = r % (count + 1)
+    for rank in range(s.ranks):
+        if rank == home or holds_copy(s, i, block, layer, rank):
+            if turn == 0:
+                return rank
+            turn -= 1
+    return home
+
+
+@jit
+def _count_copies(s: Ledger, i: int, block: int, layer: int, delta: int) -> None:
+    """Add `delta` bytes on every rank that holds a further copy."""
+    for rank in range(s.ranks if copies_of(s, i, block, layer) > 0 else 0):
+        if holds_copy(s, i, block, layer, rank):
+            s.bytes_rank[i, rank] += delta
+            s.copy_bytes[i, rank] += delta
+
+
+@jit
+def copy_page(s: Ledger, i: int, block: int, layer: int, rank: int) -> bool:
+    """Keep a further copy of page (block, layer) on `rank` if it fits as things are: nothing is given up for it. The
+    caller tells the page's users."""
+    size, here = s.codec_bytes[s.block_codec[i, block, layer]], s.block_rank[i, block, layer]
+    if rank == here or holds_copy(s, i, block, layer, rank):
+        return True
+    if s.bytes_rank[i, rank] + size > s.cap_bytes[i]:
+        return False
+    s.block_copies[i, block, layer] += 1 << rank
+    s.bytes_rank[i, rank] += size
+    s.copy_bytes[i, rank] += size
+    _pay_link(s, i, size)
+    _emit(s, i, Event.COPY, block, layer, here, rank)
+    return True
+
+
+@jit
+def drop_copy(s: Ledger, i: int, block: int, layer: int, rank: int) -> None:
+    """`rank` gives up its further copy of page (block, layer). The caller tells the page's users."""
+    codec = s.block_codec[i, block, layer]
+    s.block_copies[i, block, layer] -= 1 << rank
+    s.bytes_rank[i, rank] -= s.codec_bytes[codec]
+    s.copy_bytes[i, rank] -= s.codec_bytes[codec]
+    _emit(s, i, Event.DROP, block, layer, codec, rank)
+
+
+@jit
+def drop_copies(s: Ledger, i: int, block: int, layer: int) -> None:
+    """Only page (block, layer) itself stays."""
+    for rank in range(s.ranks if copies_of(s, i, block, layer) > 0 else 0):
+        if holds_copy(s, i, block, layer, rank):
+            drop_copy(s, i, block, layer, rank)
 
 
 @jit
@@ -117,6 +209,7 @@ def place(s: Ledger, i: int, block: int, layer: int, rank: int) -> None:
 @jit
 def free(s: Ledger, i: int, block: int, layer: int) -> None:
     """Free page (block, layer)."""
+    drop_copies(s, i, block, layer)
     codec = s.block_codec[i, block, layer]
     rank = s.block_rank[i, block, layer]
     _add_bytes(s, i, block, rank, -s.codec_bytes[codec])
@@ -130,26 +223,35 @@ def recode(s: Ledger, i: int, block: int, layer: int, codec: int) -> None:
     before = s.block_codec[i, block, layer]
     delta = s.codec_bytes[codec] - s.codec_bytes[before]
     _add_bytes(s, i, block, s.block_rank[i, block, layer], delta)
+    _count_copies(s, i, block, layer, delta)
     s.block_codec[i, block, layer] = codec
-    s.pending_s[i] += s.prices[i, Price.ENCODE_PAGE] / s.ranks
-    s.tally[i, Tally.CODEC_S] += s.prices[i, Price.ENCODE_PAGE] / s.ranks
+    seconds = s.prices[i, Price.ENCODE_PAGE] * (1 + copies_of(s, i, block, layer)) / s.ranks
+    s.pending_s[i] += seconds
+    s.tally[i, Tally.CODEC_S] += seconds
     s.tally[i, Tally.ENCODED_PAGES] += 1
     _emit(s, i, Event.ENCODE, block, layer, before, codec)
 
 
 @jit
 def move(s: Ledger, i: int, block: int, layer: int, home: int) -> None:
-    """Send page (block, layer) to rank `home`, where the caller has made room, and tells its users."""
+    """Send page (block, layer), of which `home` has no copy, to rank `home`, where the caller has made room, and tells
+    its users."""
     size = s.codec_bytes[s.block_codec[i, block, layer]]
     here = s.block_rank[i, block, layer]
     _add_bytes(s, i, block, here, -size)
     _add_bytes(s, i, block, home, size)
     s.block_rank[i, block, layer] = home
+    _pay_link(s, i, size)
+    _emit(s, i, Event.MOVE, block, layer, here, home)
+
+
+@jit
+def _pay_link(s: Ledger, i: int, size: int) -> None:
+    """`size` bytes go from one rank to another; ranks send theirs side by side."""
     seconds = size * s.prices[i, Price.LINK_BYTE] / s.ranks
     s.pending_s[i] += seconds
     s.tally[i, Tally.LINK_S] += seconds
     s.tally[i, Tally.LINK_BYTES] += size
-    _emit(s, i, Event.MOVE, block, layer, here, home)
 
 
 @jit

@@ -30,7 +30,10 @@ def demote_for(s: Ledger, i: int, rank: int, need: int) -> None:
         code = codes[j]
         r, p, layer = decode_page(code)
         stored += stored_bytes(s, i, code)
-        if s.page_rank[i, r, layer, p] == rank:
+        # A page that has copies may be read elsewhere than where it lies.
+        copied = s.block_copies.shape[1] > 0
+        here = s.block_rank[i, s.page_block[i, r, p], layer] if copied else s.page_rank[i, r, layer, p]
+        if here == rank:
             values[count], codes[count] = page_utility(s, i, r, p, layer), code
             count += 1
     floor = dense / s.control_globals[i, GlobalControl.R_PRESSURE]

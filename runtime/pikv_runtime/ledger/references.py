@@ -6,7 +6,21 @@ from pikv_runtime.ledger.blocks import drop_block, from_cache, index_block, link
 from pikv_runtime.ledger.host import drop_hosted
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.pages import count_page, free, home_of, move, place, recode, tell_users, write_fact
+from pikv_runtime.ledger.pages import (
+    copies_of,
+    copy_page,
+    count_page,
+    drop_copies,
+    drop_copy,
+    free,
+    holds_copy,
+    home_of,
+    move,
+    place,
+    recode,
+    tell_users,
+    write_fact,
+)
 from pikv_runtime.ledger.prefetch import fetch_listed
 from pikv_runtime.ledger.rules import rule_made, rule_released
 from pikv_runtime.ledger.state import IN_HOST, ON_DEVICE, Ledger, Tally
@@ -43,6 +57,8 @@ def open_block(s: Ledger, i: int, r: int, rank: int) -> None:
         s.block_refs[i, block, layer] = 1
         for k in range(s.block_error.shape[3]):
             s.block_error[i, block, layer, k] = 0.0
+        for j in range(s.copies - 1):
+            s.block_also[i, block, layer, j] = -1
     rule_made(s, i, block, q)
     _list_page(s, i, r, p, block)
 
@@ -123,15 +139,54 @@ def seal(s: Ledger, i: int, block: int) -> None:
             continue
         if s.block_codec[i, block, layer] < s.top_codec:
             recode(s, i, block, layer, s.top_codec)
-        here = s.block_rank[i, block, layer]
-        home = home_of(s, s.block_tag[i, block, layer], here)
-        if home == here:
-            continue
-        if clear_room(s, i, home, s.codec_bytes[s.block_codec[i, block, layer]]):
-            move(s, i, block, layer, home)
-        else:
+        if send_home(s, i, block, layer) < 0:
             s.tally[i, Tally.SPILLS] += 1
     tell_users(s, i, block)
+
+
+@jit
+def send_home(s: Ledger, i: int, block: int, layer: int) -> int:
+    """Move page (block, layer) to its home rank if cached blocks there make room; the caller tells its users. Returns 1
+    if it moved, 0 if it is at home, -1 if there is no room."""
+    home = home_of(s, i, block, layer)
+    if home == s.block_rank[i, block, layer]:
+        return 0
+    if holds_copy(s, i, block, layer, home):
+        drop_copy(s, i, block, layer, home)
+    if not clear_room(s, i, home, s.codec_bytes[s.block_codec[i, block, layer]]):
+        return -1
+    move(s, i, block, layer, home)
+    return 1
+
+
+@jit
+def copy_out(s: Ledger, i: int, block: int) -> None:
+    """Keep further copies of a block's sealed pages on the homes of the other experts that their tokens chose, and on
+    their shards' twins."""
+    made = 0
+    for layer in range(s.layers if s.block_copies.shape[1] > 0 else 0):
+        tag, group = s.block_tag[i, block, layer], s.layer_group[layer]
+        if s.block_codec[i, block, layer] < 0 or tag < 0:
+            continue
+        twin = s.shard_twin[i, tag * s.layer_groups + group]
+        if twin >= 0:
+            made += _copied(s, i, block, layer, twin)
+        for j in range(s.copies - 1):
+            expert = s.block_also[i, block, layer, j]
+            if expert >= 0:
+                home = s.shard_home[i, s.block_depth[i, block] % s.ranks, expert, group]
+                made += _copied(s, i, block, layer, home) if home >= 0 else 0
+    if made > 0:
+        tell_users(s, i, block)
+
+
+@jit
+def _copied(s: Ledger, i: int, block: int, layer: int, rank: int) -> int:
+    """Copies made: 1, or 0 where the page is on `rank` or does not fit there."""
+    before = copies_of(s, i, block, layer)
+    if not copy_page(s, i, block, layer, rank):
+        s.tally[i, Tally.SPILLS] += 1
+    return copies_of(s, i, block, layer) - before
 
 
 @jit
@@ -204,6 +259,8 @@ def release(s: Ledger, i: int, r: int) -> None:
             tell_users(s, i, block)
         elif s.block_hash[i, block] != 0 and whole(s, i, block):
             seal(s, i, block)
+            for layer in range(s.layers):
+                drop_copies(s, i, block, layer)  # what nobody reads is kept once
             rule_released(s, i, block, s.slot_tokens[i, r])
             cache_block(s, i, block)
         else:

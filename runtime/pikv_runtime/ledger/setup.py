@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,9 @@ from pikv_runtime.ledger.state import (
     Tally,
 )
 from pikv_runtime.requests import Request, ServiceClass, is_audited
+from pikv_runtime.shard_maps import make_shard_map
+
+MOST_COPYING = 62
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,20 @@ def build(
     ranks: int = 1,
     events: bool = False,
 ) -> Ledger:
-    """An empty ledger of `lanes` lanes, each for up to `requests` requests of up to `pages` pages."""
+    """An empty ledger of `lanes` lanes, each for up to `requests` requests of up to `pages` pages.
+
+    Raises:
+        ValueError: the shard map cannot serve so many ranks, or copies cannot be kept track of.
+    """
     layer_groups = min(config.layer_groups, shape.layers)
     blocks, host = max(config.blocks, config.slots * pages + 1), config.host_bytes or 0
-    # In a step a page can be encoded thrice, moved and freed; and go to the host twice and come back once.
-    limit = (12 if host else 8) * blocks * shape.layers if events else 0
+    sharding = _sharding(config, shape.experts, layer_groups, ranks)
+    copies, twins = sharding["copies"], sharding["rebalance_copies"] > 0
+    # In a step a page can be encoded thrice, moved twice and freed; and go to the host twice and come back once; and
+    # copies of it can come and go.
+    limit = ((12 if host else 8) + (2 * ranks if copies > 1 or twins else 0)) * blocks * shape.layers if events else 0
     sizes = (config.slots, pages, shape.layers, shape.experts, layer_groups, ranks, blocks)
-    dims = Dims(lanes, requests, *sizes, limit, host > 0)
+    dims = Dims(lanes, requests, *sizes, limit, host > 0, copies, twins)
     # Reading sparsely needs every page's centroid at hand: its bytes count with the page's.
     extra = shape.centroid_bytes if config.read == "sparse" else 0
     fields = Ledger(
@@ -84,6 +95,7 @@ def build(
         codec_bytes=np.array(shape.codec_bytes, np.int64) + extra,
         bf16_bytes=shape.codec_bytes[BF16] + extra,
         ghost_bytes=shape.centroid_bytes,
+        **sharding,
         **allocate(dims),
     )
     state = record(fields)
@@ -96,6 +108,21 @@ def build(
         clear(state, lane)
         state = with_orders(state, lane, Orders(make_block_rule(config.block_rule)))
     return state
+
+
+def _sharding(config: RuntimeConfig, experts: int, layer_groups: int, ranks: int) -> dict[str, Any]:
+    """Fields of the ledger that say where sealed pages go, and on how many ranks they are kept."""
+    shards, copies = make_shard_map(config.shard_map), config.copies if config.write == "copies" else 1
+    every, margin, twins = shards.rebalance
+    if ranks > MOST_COPYING and (copies > 1 or twins):
+        raise ValueError(f"ranks={ranks} with copies of pages: at most {MOST_COPYING}, a bit of a word for each")
+    return {
+        "shard_map": shards.homes(ranks, experts, layer_groups),
+        "rebalance_every": every,
+        "rebalance_margin": margin,
+        "rebalance_copies": twins,
+        "copies": copies,
+    }
 
 
 def set_classes(s: Ledger, lane: int, classes: Sequence[ServiceClass]) -> None:
@@ -111,7 +138,7 @@ def pages_needed(requests: Sequence[Request], page_tokens: int) -> int:
 
 
 _KEPT = {"layer_group", "codec_bytes", "cap_bytes", "host_cap", "interval_s", "latency_s", "prices", "lambdas"}
-_KEPT |= {"block_rule", "page_rule", "rule_params", "rule_weights", "req_next"}
+_KEPT |= {"shard_map", "block_rule", "page_rule", "rule_params", "rule_weights", "req_next"}
 
 
 def clear(s: Ledger, lane: int) -> None:
@@ -121,9 +148,11 @@ def clear(s: Ledger, lane: int) -> None:
         kept = name in _KEPT or name.startswith("class_")
         if isinstance(value, np.ndarray) and not kept:
             value[lane] = 0
-    for array in (s.slot_request, s.page_block, s.block_codec, s.block_tag, s.index_slot, s.victim_count):
+    for array in (s.slot_request, s.page_block, s.block_codec, s.block_tag, s.block_also, s.index_slot, s.victim_count):
         array[lane] = -1
+    s.shard_twin[lane] = -1
     s.req_first_s[lane] = -1.0
+    s.shard_home[lane] = s.shard_map
     blocks = s.free_slots.shape[1]
     s.free_slots[lane] = np.arange(blocks - 1, -1, -1)
     s.free_count[lane] = blocks

@@ -50,6 +50,8 @@ class Event(IntEnum):
     FREE = 2  # block, layer, codec before, rank before
     SWAP_OUT = 3  # block, layer, codec, rank: from the device to the host
     SWAP_IN = 4  # block, layer, codec, rank: from the host to the device
+    COPY = 5  # block, layer, rank that sends, rank that keeps a further copy
+    DROP = 6  # block, layer, codec, rank that gives up its copy
 
 
 class Price(IntEnum):
@@ -158,7 +160,12 @@ class Ledger(NamedTuple):
     observe_drawn: int  # 1: one of every `observe_tokens` decode steps is observed, drawn by hash; 0: the first
     max_batch_tokens: int
     share_lossy: int
+    rebalance_every: int  # control intervals between two rebalancings of shards, 0: never
+    rebalance_margin: int  # per cent that the busiest rank may be above the mean
+    copies: int  # copies of a sealed page, one for each of so many experts that its tokens chose; 1: one
+    rebalance_copies: int  # 1: shards too busy for one rank are kept on two
     layer_group: I1  # (L,)
+    shard_map: I1  # (G, E + 1, LG) homes that lanes begin with, see shard_maps/base.py
     codec_bytes: I8  # (K,) bytes of one page of one layer, metadata included
     bf16_bytes: int  # numerator of every ratio
     ghost_bytes: int  # bytes of a ghost's centroid
@@ -179,6 +186,11 @@ class Ledger(NamedTuple):
     bytes_rank: I8  # (n, G) resident bytes
     cached_bytes: I8  # (n, G)
     host_bytes: I8  # (n, G) bytes in host memory, not among those of `bytes_rank`
+    shard_home: I1  # (n, G, E + 1, LG) home of a sealed page by page index mod G, tag (last: none) and layer group
+    shard_load: F8  # (n, E*LG) page reads that an interval's observations see, averaged
+    shard_twin: I1  # (n, E*LG) rank that keeps a second copy of a shard, -1: none
+    since_rebalance: I4  # (n,) control intervals
+    copy_bytes: I8  # (n, G) of `bytes_rank`, in further copies of pages: pages.py
     rank_s: F8  # (n, 3, G) seconds of prefill, decode and attention of the iteration being priced
     free_slots: I4  # (n, B) stack of free block slots
     free_count: I4  # (n,)
@@ -263,6 +275,8 @@ class Ledger(NamedTuple):
     block_tag: I1  # (n, B, L), -1 untagged
     block_refs: I4  # (n, B, L)
     block_error: F4  # (n, B, L, K)
+    block_copies: I8  # (n, B or 0, L) a bit for each rank that holds a further copy
+    block_also: I1  # (n, B or 0, L, copies - 1) the page's experts after its tag, most chosen first, -1: none
     index_key: I8  # (n, H) open addressing by hash, 0: free; its slot lies beside it
     index_slot: I4
     cached_count: I4  # (n,)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pikv_runtime.contract import GlobalControl, GlobalFeature, GroupControl, GroupFeature
+from pikv_runtime.ledger.balance import count_load
 from pikv_runtime.ledger.blocks import lookup
 from pikv_runtime.ledger.jit import jit
 from pikv_runtime.ledger.pricing import count_reads
@@ -219,6 +220,7 @@ def write_telemetry(s: Ledger, i: int, groups: F4, globals_: F4) -> None:
     _write_control(s, i, globals_)
     _write_prices(s, i, globals_)
     _write_host(s, i, globals_)
+    count_load(s, i)
     for g in range(groups.shape[0]):
         s.group_wishes[i, g, 0] = 0.0
         s.group_wishes[i, g, 1] = 0.0

@@ -14,7 +14,7 @@ from pikv_runtime.ledger.blocks import drop_block, to_cache
 from pikv_runtime.ledger.heap import heapify_keys, pop_key, push_key
 from pikv_runtime.ledger.host import drop_oldest, to_host
 from pikv_runtime.ledger.jit import jit
-from pikv_runtime.ledger.pages import on_rank
+from pikv_runtime.ledger.pages import drop_copy, holds_copy, on_rank, tell_users
 from pikv_runtime.ledger.queues import queued
 from pikv_runtime.ledger.rules import (
     order_intervals,
@@ -166,8 +166,26 @@ def evict_cached_on(s: Ledger, i: int, rank: int) -> bool:
 
 
 @jit
+def _thin_out(s: Ledger, i: int, rank: int, need: int) -> None:
+    """Drop further copies of pages on `rank` until `need` bytes more fit."""
+    for block in range(s.block_copies.shape[1]):
+        dropped = 0
+        for layer in range(s.layers):
+            if holds_copy(s, i, block, layer, rank):
+                drop_copy(s, i, block, layer, rank)
+                dropped += 1
+        if dropped > 0:
+            tell_users(s, i, block)
+            if s.bytes_rank[i, rank] + need <= s.cap_bytes[i]:
+                return
+
+
+@jit
 def clear_room(s: Ledger, i: int, rank: int, need: int) -> bool:
-    """Evict cached blocks until `need` bytes more fit on `rank`. False if that does not suffice."""
+    """Give up further copies of pages, then cached blocks, until `need` bytes more fit on `rank`. False if that does
+    not suffice."""
+    if s.copy_bytes[i, rank] > 0 and s.bytes_rank[i, rank] + need > s.cap_bytes[i]:
+        _thin_out(s, i, rank, need)
     while s.bytes_rank[i, rank] + need > s.cap_bytes[i]:
         if not evict_cached_on(s, i, rank):
             return False

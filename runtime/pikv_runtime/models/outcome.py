@@ -37,7 +37,7 @@ class Outcome:
     next_tokens: Tensor
     """(S,) int32"""
     tags: Tensor
-    """(F, L) int8"""
+    """(F, L, copies) int8 most chosen experts, the tag first."""
 
     def tensors(self) -> list[Tensor]:
         """In the order in which they travel."""
@@ -79,11 +79,12 @@ def share(
     own: Sequence[Outcome],
     view: CacheView,
     geometry: Geometry,
+    copies: int = 1,
 ) -> list[Outcome]:
-    """Every owner's outcome, on every process; `own` are those of the local ranks."""
+    """Every owner's outcome, on every process; `own` are those of the local ranks, `copies` the experts of a page."""
     if transport.world == 1:
         return list(own)
-    parts = [_parts(batch, view, geometry) for batch in plan]
+    parts = [_parts(batch, view, geometry, copies) for batch in plan]
     messages = transport.all_gather(
         [pack([t.to(geometry.device) for t in outcome.tensors()]) for outcome in own],
         [packed_bytes(p) for p in parts],
@@ -99,15 +100,16 @@ def result(plan: Sequence[OwnerBatch], outcomes: Sequence[Outcome], page_tokens:
     for batch, outcome in zip(plan, outcomes, strict=True):
         slots = [segment.slot for segment in batch.segments]
         tokens.update(zip(slots, outcome.next_tokens.tolist(), strict=True))
-        tags, errors = outcome.tags.cpu().numpy(), outcome.errors.cpu().numpy()
+        experts, errors = outcome.tags.cpu().numpy(), outcome.errors.cpu().numpy()
+        tags, also = np.ascontiguousarray(experts[..., 0]), np.ascontiguousarray(experts[..., 1:])
         pages = filled_pages(batch, page_tokens)
-        filled += [Filled(s.slot, p, tags[i], errors[i]) for i, (s, p) in enumerate(pages)]
+        filled += [Filled(s.slot, p, tags[i], errors[i], also[i]) for i, (s, p) in enumerate(pages)]
         seen = [t.cpu().numpy() for t in (outcome.mass, outcome.score, outcome.gate)]
         observations += [Observation(slot, *(x[i] for x in seen)) for i, slot in enumerate(observed(batch))]
     return ForwardResult(tokens, filled, observations)
 
 
-def _parts(batch: OwnerBatch, view: CacheView, geometry: Geometry) -> Parts:
+def _parts(batch: OwnerBatch, view: CacheView, geometry: Geometry, copies: int) -> Parts:
     layers, pages = view.page_live.shape[2], view.page_block.shape[1]
     fills, seen = len(filled_pages(batch, geometry.page_tokens)), len(observed(batch))
     return [
@@ -117,5 +119,5 @@ def _parts(batch: OwnerBatch, view: CacheView, geometry: Geometry) -> Parts:
         ((seen, layers, pages), torch.float32),
         ((seen, layers, geometry.experts), torch.float32),
         ((len(batch.segments),), torch.int32),
-        ((fills, layers), torch.int8),
+        ((fills, layers, copies), torch.int8),
     ]

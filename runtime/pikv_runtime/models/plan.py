@@ -44,6 +44,8 @@ class Chunk:
 class Ask:
     """What one owner's tokens read on one rank in one layer."""
 
+    layer: int
+    rank: int
     rows: I8
     """(n,) decode rows of the batch."""
     chunks: tuple[Chunk, ...]
@@ -109,7 +111,7 @@ class OwnerBatch:
         rows = np.arange(len(self.decode)) if rank == self.owner else np.flatnonzero(here)
         chunks = tuple(c for c in self.chunks if (c.rank_of[layer] == rank).any())
         tokens = np.concatenate([rows, *(np.arange(c.tokens.start, c.tokens.stop) for c in chunks)])
-        return Ask(rows, chunks, tokens.astype(np.int64), np.flatnonzero(self.mass_wanted[rows]))
+        return Ask(layer, rank, rows, chunks, tokens.astype(np.int64), np.flatnonzero(self.mass_wanted[rows]))
 
 
 def build_plan(
@@ -195,9 +197,11 @@ def _chunks(
 
 def _rank_of(view: CacheView, slots: I8, blocks: I4) -> I1:
     """(L, n, P): rank of page p of the n-th slot, -1 where it is not there or the slot dropped it."""
-    live = view.page_live[slots, : blocks.shape[1]] != 0
+    pages = blocks.shape[1]
+    live = view.page_live[slots, :pages] != 0
     readable = live & (blocks >= 0)[..., None] & (view.block_codec[blocks] >= 0)
-    ranks = np.where(readable, view.block_rank[blocks], -1)
+    read_on = view.block_rank[blocks] if view.page_rank is None else view.page_rank[slots, :pages]
+    ranks = np.where(readable, read_on, -1)
     return np.ascontiguousarray(ranks.transpose(2, 0, 1).astype(np.int8))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pikv_runtime.cache import CentroidTable, PageDirectory, PagedStore, Shadows
 from pikv_runtime.config import RuntimeConfig
 from pikv_runtime.ledger.state import CODECS
 from pikv_runtime.models.adapter import ForwardPass, paged_attention
+from pikv_runtime.models.experts import join_exchange
 from pikv_runtime.models.gates import Gates
 from pikv_runtime.models.geometry import decoder_layers, geometry_of
 from pikv_runtime.models.outcome import (
@@ -91,7 +93,8 @@ class ModelRunner:
         self.centroids = CentroidTable(g.layers, *kv, self.blocks, g.device)
         self.shadows = Shadows(g.layers, *kv, g.dtype)
         self.directory = PageDirectory(self.stores, self.transport, self.blocks, g.layers)
-        self._choices = OpenPageChoices(g.layers, g.experts, g.page_tokens)
+        self.copies = config.copies if config.write == "copies" else 1
+        self._choices = OpenPageChoices(g.layers, g.experts, g.page_tokens, self.copies)
         self._audited: set[int] = set()  # slots with a shadow on their owner; replicated, as shadows are not
 
     def apply_events(self, events: I4) -> None:
@@ -137,7 +140,7 @@ class ModelRunner:
     def finish(self, step: Step, next_tokens: Tensor) -> ForwardResult:
         """Bind tags, measure filled pages and share it all; `next_tokens` is (local segments,)."""
         own = self._outcomes(step, next_tokens.to(torch.int32).cpu())
-        outcomes = share(self.transport, step.plan, own, step.view, self.geometry)
+        outcomes = share(self.transport, step.plan, own, step.view, self.geometry, self.copies)
         for batch, outcome in zip(step.plan, outcomes, strict=True):
             self.centroids.put(self._filled_blocks(batch, step.view), outcome.means)
         return result(step.plan, outcomes, self.config.page_tokens)
@@ -167,7 +170,7 @@ class ModelRunner:
         device = self.geometry.device
         last = self._last_tokens(step)
         if not len(last):
-            step.serve_idle(self.geometry.layers)
+            step.serve_idle(self.geometry.layers, partial(join_exchange, self.model))
             return torch.zeros(0, self.model.config.vocab_size, device=device)
         ids = np.concatenate([batch.input_ids for batch in step.local])
         positions = np.concatenate([batch.positions for batch in step.local])
@@ -214,8 +217,8 @@ class ModelRunner:
         return outcomes
 
     def _bind_tags(self, batch: OwnerBatch, real: Tensor | None, first: int) -> NDArray[np.int8]:
-        """Tags (F, L) of the pages that a batch filled; its tokens are packed from `first` on."""
-        tags = [np.zeros((0, self.geometry.layers), np.int8)]
+        """Experts (F, L, copies), tags first, of the pages that a batch filled; its tokens are packed from `first`."""
+        tags = [np.zeros((0, self.geometry.layers, self.copies), np.int8)]
         if batch.tokens:
             choices = self.gates.choices() if real is None else self.gates.choices()[:, real]
             chosen = choices[:, first : first + batch.tokens].cpu().numpy().astype(np.int8)

@@ -70,6 +70,8 @@ class CacheView:
     """Sparse reading of decoding requests."""
     router: str = "all"
     """Name in `pikv_runtime.routers`."""
+    page_rank: I1 | None = None
+    """(R, P, L) the one rank on which slot r reads page p; None: every page is read on `block_rank`."""
 
     @staticmethod
     def of(ledger: Ledger) -> CacheView:
@@ -89,6 +91,7 @@ class CacheView:
             routing_bias=np.ascontiguousarray(by_layer, np.float32),
             sparse=bool(ledger.sparse),
             router=ROUTER_NAMES[ledger.router],
+            page_rank=ledger.page_rank[0].transpose(0, 2, 1),
         )
 
 
@@ -102,6 +105,8 @@ class Filled:
     """(L,) majority of the page's tokens' top experts."""
     errors: F4
     """(L, K) relative error of each codec, measured on the native page."""
+    also: I1 | None = None
+    """(L, copies - 1) further experts that the page's tokens chose, most chosen first, -1 none."""
 
 
 @dataclass(frozen=True)

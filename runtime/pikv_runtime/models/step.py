@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,7 +67,8 @@ class Step:
         self.local = [plan[rank] for rank in transport.local_ranks]
         ends = np.cumsum([0, *(batch.tokens for batch in self.local)])
         self._first = {b.owner: int(ends[i]) for i, b in enumerate(self.local)}
-        self._remote = RemoteReads(transport, plan, query, view.sparse) if transport.world > 1 else None
+        chosen = view.sparse and view.fan_out < 1.0  # else whoever asks reads everything, and need not say so
+        self._remote = RemoteReads(transport, plan, query, chosen) if transport.world > 1 else None
         page_tokens = next(iter(tensors.stores.values())).page_shape[1]
         self.observer = Observer(
             self.local, view, tensors.centroids, tensors.shadows, gates.experts, page_tokens, scale
@@ -102,14 +103,15 @@ class Step:
             merged.append(out if sinks is None else out * torch.sigmoid(lse - sinks.float()).unsqueeze(-1))
         return (merged[0] if len(merged) == 1 else torch.cat(merged)).to(q.dtype)
 
-    def serve_idle(self, layers: int) -> None:
-        """Take part in every layer's messages without tokens of one's own."""
+    def serve_idle(self, layers: int, after_attention: Callable[[int], None]) -> None:
+        """Take part in every layer's messages without tokens of one's own; `after_attention(layer)` does the rest."""
         if self._remote is None:
             return
         shape = (0, self._query.heads, self._query.head_dim)
         nothing = torch.empty(shape, dtype=self._query.dtype, device=self._query.device)
         for layer in range(layers):
             self.attend(layer, nothing, nothing, nothing)
+            after_attention(layer)
 
     def _write(self, batch: OwnerBatch, layer: int, k: Tensor, v: Tensor) -> None:
         if batch.tokens == 0:

@@ -133,8 +133,8 @@ class Geometry:
     def query_bytes(self, number_bytes: int = 4) -> int:
         """Bytes for one query row, layer and remote rank: q out, partial output and lse back.
 
-        `number_bytes`: of a number of q and output on the wire; the runtime sends fp32, GPU profiles count bf16. The
-        lse is fp32.
+        `number_bytes`: of a number of q and output on the wire; the runtime sends the model's dtype (the embedded model
+        is fp32), GPU profiles count bf16. The lse is fp32.
         """
         q, out = self.read_dims
         return self.query_heads * (number_bytes * (q + out) + 4)

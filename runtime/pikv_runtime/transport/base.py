@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-PURPOSES = ("decode_query", "prefill_query", "page_move", "control")
+PURPOSES = ("decode_query", "prefill_query", "observation", "page_move", "control")
 """What bytes between ranks are counted under."""
 
 Sizes = Sequence[Sequence[int]]
@@ -29,6 +29,8 @@ class Transport(Protocol):
     """Ranks that this process plays."""
     sent_bytes: dict[str, int]
     """Bytes sent so far, by purpose."""
+    collectives: dict[str, int]
+    """Collective operations so far, by the purpose that they were called for."""
 
     def all_to_all(
         self, outgoing: Sequence[Sequence[Tensor]], incoming_bytes: Sizes, purpose: str
@@ -68,6 +70,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.sent_bytes = dict.fromkeys(PURPOSES, 0)
+        self.collectives = dict.fromkeys(PURPOSES, 0)
 
     def recount(self, before: str, after: str, nbytes: int) -> None:
         """Count `nbytes` already sent under `before` as `after`."""

@@ -33,6 +33,7 @@ class TorchDistTransport(Counters):
         messages, expected = outgoing[0], list(incoming_bytes[0])
         sizes = [message.nbytes for message in messages]
         self.sent_bytes[purpose] += sum(sizes) - sizes[self.rank]
+        self.collectives[purpose] += 1
         received = torch.empty(sum(expected), dtype=torch.uint8, device=self._device)
         dist.all_to_all_single(received, pack(messages).to(self._device), expected, sizes, group=self._group)
         return [list(torch.split(received, expected))]
@@ -43,6 +44,7 @@ class TorchDistTransport(Counters):
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
         """Overwrite `tensor` with rank `src`'s; see `Transport.broadcast`."""
+        self.collectives["control"] += 1
         if self.rank == src:
             self.sent_bytes["control"] += (self.world - 1) * tensor.nbytes
         buffer = tensor.to(self._device)  # the tensor itself where it is on the links' device

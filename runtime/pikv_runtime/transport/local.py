@@ -24,6 +24,7 @@ class LocalTransport(Counters):
         self, outgoing: Sequence[Sequence[Tensor]], incoming_bytes: Sizes, purpose: str
     ) -> list[list[Tensor]]:
         """Hand every message over; see `Transport.all_to_all`."""
+        self.collectives[purpose] += 1
         for src, messages in enumerate(outgoing):
             for dst, message in enumerate(messages):
                 if message.nbytes != incoming_bytes[dst][src]:
@@ -37,10 +38,12 @@ class LocalTransport(Counters):
 
     def all_gather(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         """All ranks' tensors; see `Transport.all_gather`."""
+        self.collectives["control"] += 1
         self.sent_bytes["control"] += (self.world - 1) * sum(sizes)
         return list(tensors)
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
         """The tensor itself: every virtual rank reads the same memory."""
+        self.collectives["control"] += 1
         self.sent_bytes["control"] += (self.world - 1) * tensor.nbytes
         return tensor
