@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from pikv_runtime.ledger.index import find
 from pikv_runtime.ledger.pricing import count_reads
@@ -122,7 +125,7 @@ def _check_facts(s: Ledger, i: int, r: int, count: int) -> None:
     _demand(bool(sealed.all()), f"slot {r}: a page before slot_sealed is not sealed")
 
 
-def _reads_one(s: Ledger, i: int, r: int, live: I8, blocks: I8) -> bool:
+def _reads_one(s: Ledger, i: int, r: int, live: NDArray[Any], blocks: NDArray[Any]) -> bool:
     """Whether slot `r` reads every page on a rank that holds it, on its owner's wherever that one does."""
     ranks, home = s.page_rank[i, r, :, : len(blocks)], s.block_rank[i, blocks].T
     if not s.block_copies.shape[1]:

@@ -95,8 +95,7 @@ def build(
         codec_bytes=np.array(shape.codec_bytes, np.int64) + extra,
         bf16_bytes=shape.codec_bytes[BF16] + extra,
         ghost_bytes=shape.centroid_bytes,
-        **sharding,
-        **allocate(dims),
+        **(sharding | allocate(dims)),
     )
     state = record(fields)
     for lane in range(lanes):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pikv_runtime.models.adapter import decoder_layers
+from pikv_runtime.models.geometry import decoder_layers
 
 DISPATCH, SHARD = "ep_dispatch_experts", "grouped_gemm"  # names of transformers' styles
 
