@@ -47,6 +47,5 @@ class Static(Controller):
             self.window,
             self.cached_share,
             self.cached_ratio,
-            self.demote,
-            self.r_pressure,
+            self.r_pressure if self.demote else 1.0,
         )
