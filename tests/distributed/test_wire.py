@@ -91,10 +91,11 @@ def serve(ranks: int, prompts=(150, 97, 40), dtype=torch.float32, policy=None, *
 def test_decode_queries_cost_what_the_formula_says_and_two_collectives_a_layer(ranks, shards) -> None:
     engine = serve(ranks, shard_map=shards)
     sent, calls = engine.transport.sent_bytes, engine.transport.collectives
-    assert engine.asked > 50
+    assert engine.asked > 30, "hardly anything was asked: the test shows nothing"
     assert sent["decode_query"] == engine.asked * geometry_of_model(model()).query_bytes(4)
     assert calls["decode_query"] == engine.collectives and calls["prefill_query"] == calls["observation"] == 0
-    assert sent["prefill_query"] > 0 and sent["observation"] > 0
+    assert sent["observation"] > 0
+    assert sent["prefill_query"] == 0  # nothing is shared: all that a prompt reads lies with its owner
     assert sent["page_move"] == engine.moved > 0
 
 

@@ -80,7 +80,7 @@ def test_a_policy_decides_what_is_kept():
     fixed.globals[GlobalControl.WINDOW], fixed.globals[GlobalControl.FAN_OUT] = 1, 0.25
     policies = {
         "nothing": None, "spec": "static:ratio=3,evict=0.2/h2o", "function": halve, "control": fixed,
-        "bundle": "trained_policies/balance-0.2",
+        "bundle": "trained_policies/balance-1.0",
     }  # fmt: skip
     for name, policy in policies.items():
         with attach(model, config, policy) as cache:
