@@ -51,7 +51,7 @@ class EpisodeRecord:
     control_groups: NDArray[np.float32] = field(repr=False)
     """(T, N, 3)."""
     control_globals: NDArray[np.float32] = field(repr=False)
-    """(T, 18)."""
+    """(T, 17)."""
     parts: NDArray[np.float64] = field(repr=False)
     """(T, 3) charges: latency, memory, loss, before the λ's."""
     costs: NDArray[np.float64] = field(repr=False)

@@ -24,6 +24,7 @@ from ledger_lab import (
 )
 
 from pikv_runtime import ledger as lg
+from pikv_runtime.contract import GLOBAL_FEATURES, GROUP_FEATURES
 from pikv_runtime.ledger import Status, Tally
 from pikv_runtime.ledger.drive import Bank, SaturatedError, reference_run, replay_signals, run_interval, stage
 from pikv_runtime.ledger.jit import HAVE_NUMBA
@@ -31,7 +32,7 @@ from pikv_runtime.requests import BATCH, INTERACTIVE
 
 PAGES = 24
 BANK = bank(pages=PAGES)
-TELEMETRY = ((8, 15), (38,))
+TELEMETRY = ((8, len(GROUP_FEATURES)), (len(GLOBAL_FEATURES),))
 
 
 def build(ranks=1, lanes=1):

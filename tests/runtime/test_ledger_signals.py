@@ -22,6 +22,7 @@ from ledger_lab import (
 )
 
 from pikv_runtime import ledger as lg
+from pikv_runtime.contract import GLOBAL_FEATURES, GROUP_FEATURES
 from pikv_runtime.ledger import Tally
 from pikv_runtime.ledger.averages import MASS_RATE
 from pikv_runtime.ledger.observe import CONFLICT_WINDOW_S, observed_step, read_masks
@@ -107,7 +108,7 @@ def test_the_mass_of_unread_pages_leaks_nowhere_unless_audited(built):
         mass, score = signals(s)
         read, _ = masks(s, score)
         lg.observe(s, 0, 0, np.where(read, mass, scale * mass).astype(np.float32), score)
-        groups, totals = np.zeros((8, 15), np.float32), np.zeros(38, np.float32)
+        groups, totals = np.zeros((8, len(GROUP_FEATURES)), np.float32), np.zeros(len(GLOBAL_FEATURES), np.float32)
         lg.write_telemetry(s, 0, groups, totals)
         outcomes.append([*history(s), s.tally[0].copy(), groups, totals])
     for one, other in zip(*outcomes, strict=True):
