@@ -15,6 +15,7 @@ from pikv_runtime.contract import (
     Control,
     GlobalControl,
     GroupControl,
+    GroupFeature,
     clip_control,
 )
 from pikv_runtime.control_views import DISCRETE_GRID, VIEWS, make_view, observation_names, observe
@@ -48,8 +49,8 @@ def test_observation_matches_names(name):
     names = observation_names(7, name)
     assert seen.shape == (5, len(names)) and seen.dtype == np.float32
     assert len(set(names)) == len(names)
-    np.testing.assert_allclose(seen[:, names.index("mean_recency")], groups[:, :, 9].mean(axis=1), rtol=1e-6)
-    np.testing.assert_array_equal(seen[:, names.index("max_recency")], groups[:, :, 9].max(axis=1))
+    np.testing.assert_allclose(seen[:, names.index("mean_recency")], groups[:, :, GroupFeature.RECENCY].mean(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(seen[:, names.index("max_recency")], groups[:, :, GroupFeature.RECENCY].max(axis=1))
     np.testing.assert_array_equal(seen[:, names.index("price_host")], globals_[:, -1])
 
 
@@ -189,8 +190,8 @@ def test_faults_are_named():
     with pytest.raises(ValueError, match="num_groups=None"):
         make_view("box")
     view, (groups, globals_) = make_view("box", 2), told(np.random.default_rng(0), 1, 3)
-    with pytest.raises(ValueError, match="24 actions, allowed 27 for 3 groups"):
-        decode(view, np.zeros((1, 24)), groups, globals_)
+    with pytest.raises(ValueError, match="23 actions, allowed 26 for 3 groups"):
+        decode(view, np.zeros((1, 23)), groups, globals_)
     with pytest.raises(UnknownNameError, match="did you mean 'h2o'"):
         apply_ranker("h20", Control.neutral(1))
 
