@@ -49,7 +49,9 @@ def test_observation_matches_names(name):
     names = observation_names(7, name)
     assert seen.shape == (5, len(names)) and seen.dtype == np.float32
     assert len(set(names)) == len(names)
-    np.testing.assert_allclose(seen[:, names.index("mean_recency")], groups[:, :, GroupFeature.RECENCY].mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        seen[:, names.index("mean_recency")], groups[:, :, GroupFeature.RECENCY].mean(axis=1), rtol=1e-6
+    )
     np.testing.assert_array_equal(seen[:, names.index("max_recency")], groups[:, :, GroupFeature.RECENCY].max(axis=1))
     np.testing.assert_array_equal(seen[:, names.index("price_host")], globals_[:, -1])
 
