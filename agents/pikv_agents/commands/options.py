@@ -75,6 +75,8 @@ class MachineOptions:
         asked = given.pop("pressure", None)
         if asked:
             given["pressures"] = asked if isinstance(asked, tuple) else (asked,)
+        if isinstance(given.get("load"), float):
+            given["load"] = (given["load"], given["load"])
         return replace(SUITES[self.suite], **given)
 
     def config(self, **changes: Any) -> EnvConfig:
