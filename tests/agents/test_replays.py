@@ -94,6 +94,6 @@ def test_env_prints_and_writes_the_terms(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "observation (63)" in printed and "spent_slo" in printed and "in order: lru, h2o" in printed
     found = json.loads(out.read_text())
-    assert found["num_groups"] == 32 and len(found["global_controls"]) == 18
+    assert found["num_groups"] == 32 and len(found["global_controls"]) == 17
     assert cli.main(["env", "boxx"]) == 2
     assert "did you mean 'box'" in capsys.readouterr().err

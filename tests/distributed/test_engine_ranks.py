@@ -123,7 +123,7 @@ def test_rank_zero_overrules_a_rank_that_would_decide_otherwise() -> None:
 
 def test_four_ranks_obey_the_one_that_decides() -> None:
     config = dataclasses.replace(LOSSY, shard_map="load_aware", cap_bytes=None)
-    own = tuple(f"static:ratio={1.5 + rank},evict=0.2,fan_out=0.5/h2o" for rank in range(4))
+    own = tuple(f"static:ratio={1.5 + rank / 2},evict=0.2,fan_out=0.5/h2o" for rank in range(4))
     first, *others = in_processes(config, own, "model", Headstrong, world=4)
     for other in others:
         assert_same(first, other)
